@@ -1,0 +1,130 @@
+"""``connect`` and ``StateManager``: the way in, to proxies over one of two callers: a socket, or memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from .checks import Key, check_key, seconds, shown
+from .client import Caller, Client
+from .proxies.counters import Counter
+from .proxies.dicts import SharedDict, open_dict
+from .proxies.secrets import Secret
+from .settings import DEFAULT_TIMEOUT, Address, MemoryAddress, resolve_address
+
+
+class Space(NamedTuple):
+    """What a manager holds under one name. Names that begin with ":" are the manager's own."""
+
+    name: str
+    kind: str
+    entries: int
+    bytes: int
+
+
+class StateManager:
+    """The state of one directory, as this process sees it. Safe across threads, forks and greenlets.
+
+    Nothing is connected until the first use, so importing an application needs no manager. ``with manager:`` and
+    ``close()`` close this process's connections; only ``shutdown()`` ends the manager.
+    """
+
+    def __init__(self, address: Address, caller: Caller) -> None:
+        self.address = address
+        self._caller = caller
+
+    def __repr__(self) -> str:
+        return f"<StateManager {self.address}: {self._caller!r}>"
+
+    def __enter__(self) -> StateManager:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _ask(self, name: str, *args: Any, numbered: bool = False) -> Any:
+        return self._caller.call("manager", name, args, numbered)
+
+    # -- what it holds ---------------------------------------------------------------------------------------------
+
+    def dict(self, name: str) -> SharedDict:
+        """Return the dict of this name, which is empty until somebody writes to it."""
+        return open_dict(self._caller, name)
+
+    def system(self, name: str) -> SharedDict:
+        """Return one of the manager's own spaces, to read; the command line shows them."""
+        if type(name) is not str or name[:1] != ":":
+            raise ValueError(f"the manager's own names begin with ':', and {name!r} does not")
+        return SharedDict(self._caller, name)
+
+    def counter(self, name: str) -> Counter:
+        """Return the counter of this name, which is 0 until somebody touches it."""
+        return Counter(self._caller, name)
+
+    def secret(self, name: str) -> Secret:
+        """Return the secret of this name, which the manager makes when it is first read."""
+        return Secret(self._caller, name)
+
+    def once(self, key: Key, ttl: float | timedelta) -> bool:
+        """Return True to the first of all processes that asks with this key within ``ttl`` seconds, else False."""
+        check_key(key)
+        return bool(self._ask("once", key, seconds(ttl), numbered=True))
+
+    def fingerprints(self, name: str, pid: int, digest: str) -> list[tuple[int, str]]:
+        """Remember that process ``pid`` has this digest of something, and return all that are known, newest last."""
+        known = self._ask("fingerprints", name, pid, digest, numbered=True)
+        return list(zip(known[::2], known[1::2], strict=True))
+
+    def spaces(self) -> list[Space]:
+        """Return what there is; dicts that hold nothing are not there."""
+        return [Space(*fields) for fields in self._ask("spaces")]
+
+    def drop(self, name: str) -> bool:
+        """Delete the dict of this name and all that belongs to it; return whether it was there."""
+        return bool(self._ask("drop", name, numbered=True))
+
+    # -- the manager itself ----------------------------------------------------------------------------------------
+
+    def stats(self) -> Mapping[str, Any]:
+        """Return figures about the manager's process and what it holds."""
+        found: Mapping[str, Any] = self._ask("stats")
+        return found
+
+    def ping(self) -> float:
+        """Ask the manager for nothing and return the seconds that it took."""
+        start = time.perf_counter()
+        self._ask("ping")
+        return time.perf_counter() - start
+
+    def shutdown(self) -> None:
+        """End the manager, for everybody."""
+        self._ask("shutdown")
+
+    def close(self) -> None:
+        """Close this process's connections; they open again when they are needed."""
+        self._caller.close()
+
+
+def connect(
+    address: str | os.PathLike[str] | None = None,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    start: bool = False,
+) -> StateManager:
+    """Return the manager of ``address``; nothing is connected yet.
+
+    ``address``: a directory; ``"memory://"`` for a new, empty store in this process; ``"memory://NAME"`` for one that
+    this process shares; None for ``$STATE_MANAGER_ADDRESS``, else ``$STATE_MANAGER_DIR``, else ``./.state``.
+    ``timeout``: seconds for one operation, retries included. ``start``: start a manager for the directory if none runs.
+    """
+    if type(timeout) not in (int, float) or not 0 < timeout < 1e6:
+        raise ValueError(f"a timeout is a number of seconds above zero, not {shown(timeout)}")
+    where = resolve_address(address)
+    if isinstance(where, MemoryAddress):
+        from .memory import open_memory  # only here: a worker with a manager never loads the server's half
+
+        return StateManager(where, open_memory(where))
+    return StateManager(where, Client(where.path, timeout=float(timeout), start=start))

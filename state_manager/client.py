@@ -1,0 +1,286 @@
+"""A process's connections to its manager: lanes, deadlines, retries, forks.
+
+    client.call(kind, name, args, numbered) -> result
+
+A lane is one connection with one request outstanding. Idle lanes lie on a stack; a thread or greenlet takes one, asks,
+and puts it back, so there are as many lanes as calls at the same time, and none belongs to anybody.
+
+Rules
+- A numbered request (a write) that broke off is sent again on the same lane with the same number: the manager answers
+  from the stored reply if it had applied it. Only a manager that does not know the lane cannot tell, hence
+  ``OutcomeUnknown``.
+- One deadline covers an operation with all of its retries. Once it has passed, every call tries once and does not wait,
+  until the manager answers again.
+- A child forked from this process closes its copies of the lanes, without a word to the manager, and is a new session.
+- ``socket.socket``, ``time.sleep`` are looked up when they are used: gevent may replace them after this was imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from . import sidecar
+from .directory import SOCKET, StateDirectory
+from .errors import OutcomeUnknown, TooLarge, Unavailable, from_wire
+from .settings import FRAME_LIMIT, PROTOCOL, VERSION
+from .wire import HEADER, LENGTH, RETURN, check_server, check_welcome, client_handshake, frame, packer, unpack
+
+RECV: Final = 65_536
+BACKOFF: Final = (0.002, 0.1)
+"""Seconds to wait after the first failed try and at most; each try doubles it."""
+_NO_KEYWORDS: Final[dict[str, Any]] = {}
+
+
+class Caller(Protocol):
+    """What proxies call: a ``Client``, or the store in this process (``memory``)."""
+
+    def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
+        """Run a command and return its result. ``numbered``: it writes, so a retry must count once."""
+
+    def close(self) -> None: ...
+
+
+class Lane:
+    """One connection, or the place of one: ``sock`` is None until it is attached, and after it broke."""
+
+    __slots__ = ("id", "number", "pack", "sock", "unsure")
+
+    def __init__(self, id_: int) -> None:
+        self.id = id_
+        self.number = 0
+        self.pack = packer().pack
+        self.sock: socket.socket | None = None
+        self.unsure = False
+
+    def ask(self, request: bytes) -> Any:
+        """Send a request and return the reply. After an exception the lane is closed, and ``unsure`` tells whether the
+        manager may have got the request: it cannot act on half a frame.
+        """
+        sock = self.sock
+        assert sock is not None
+        try:
+            sock.sendall(frame(request))
+        except BaseException:
+            self.close()
+            self.unsure = False
+            raise
+        try:
+            return unpack(receive(sock))
+        except BaseException:
+            self.close()
+            self.unsure = True
+            raise
+
+    def close(self) -> None:
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            sock.close()
+
+    def abandon(self) -> None:
+        """Close a descriptor that a parent process shares, and leave the parent's connection as it is."""
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            with contextlib.suppress(Exception):  # a patched socket may miss its event loop in a new child
+                os.close(sock.detach())
+
+
+class Client:
+    """The lanes of this process to the manager of one directory. Safe across threads, greenlets and forks."""
+
+    def __init__(self, path: Path, *, timeout: float, start: bool) -> None:
+        self.path = path
+        self.timeout = timeout
+        self._start = start
+        self._directory: StateDirectory | None = None
+        self._was_up = False
+        self._down = False
+        self._begin_session()
+        _clients.add(self)
+
+    def __repr__(self) -> str:
+        state = "down" if self._down else f"{len(self._lanes)} lanes, {len(self._idle)} idle"
+        return f"<Client of {self.path}: {state}>"
+
+    def _begin_session(self) -> None:
+        self.session = os.urandom(16)
+        self._lanes: list[Lane] = []
+        self._idle: deque[Lane] = deque()
+
+    def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
+        """Run a command in the manager and return its result.
+
+        Raises what the command raises; Unavailable when the manager was not reached within ``timeout`` seconds;
+        OutcomeUnknown when it was and did not answer.
+        """
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            lane = self._new_lane()
+        try:
+            if numbered:
+                lane.number += 1
+                request = lane.pack((kind, name, args, _NO_KEYWORDS, lane.number))
+            else:
+                request = lane.pack((kind, name, args, _NO_KEYWORDS))
+            if len(request) > FRAME_LIMIT:
+                raise TooLarge(f"a message of {len(request):,} bytes is over the limit of {FRAME_LIMIT:,}")
+            if lane.sock is None:
+                reply = self._ask_again(lane, request, unsure=False)
+            else:
+                try:
+                    reply = lane.ask(request)
+                except (TimeoutError, BlockingIOError):
+                    raise self._too_late(numbered and lane.unsure) from None
+                except OSError:
+                    reply = self._ask_again(lane, request, unsure=numbered and lane.unsure)
+        finally:
+            self._idle.append(lane)
+        if reply[0] == RETURN:
+            return reply[1]
+        raise from_wire(*reply[1])
+
+    def close(self) -> None:
+        """Close this process's connections. Using the client again opens new ones."""
+        lanes, self._idle = self._idle, deque()
+        for lane in lanes:
+            lane.close()
+        self._idle.extend(lanes)
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
+
+    # -- lanes -----------------------------------------------------------------------------------------------------
+
+    def _new_lane(self) -> Lane:
+        lane = Lane(len(self._lanes))
+        self._lanes.append(lane)
+        return lane
+
+    def _ask_again(self, lane: Lane, request: bytes, *, unsure: bool) -> Any:
+        """Attach the lane and send the request, again and again until there is an answer or the deadline has passed."""
+        deadline = time.monotonic() + self.timeout
+        delay, longest = BACKOFF
+        while True:
+            left = max(deadline - time.monotonic(), 0.001)
+            try:
+                sock = self._connect(left)
+            except (Unavailable, OSError) as error:
+                reason: Exception = error
+            else:
+                try:
+                    known = self._greet(lane, sock)
+                    if unsure and not known:
+                        raise OutcomeUnknown(
+                            f"the manager of {self.path} ended with this request: it may have been applied or not"
+                        )
+                    reply = lane.ask(request)
+                    set_timeout(lane.sock, self.timeout)
+                except OSError as error:
+                    reason = error
+                    unsure = unsure or lane.unsure
+                else:
+                    self._was_up, self._down = True, False
+                    return reply
+            left = deadline - time.monotonic()
+            if left <= 0 or self._down or self._hopeless():
+                self._down = self._was_up
+                if isinstance(reason, Unavailable) and not unsure:
+                    raise reason
+                raise self._too_late(unsure) from None
+            time.sleep(min(delay, left))
+            delay = min(2 * delay, longest)
+
+    def _hopeless(self) -> bool:
+        """Whether nobody ever was here: then there is no restart to wait for, and the caller learns it at once."""
+        return not self._was_up and not self._start and not os.path.lexists(self.path / SOCKET)
+
+    def _too_late(self, unsure: bool) -> Unavailable:
+        text = f"the manager of {self.path} did not answer within {self.timeout:g} s"
+        return OutcomeUnknown(f"{text}: the request may have been applied or not") if unsure else Unavailable(text)
+
+    def _connect(self, timeout: float) -> socket.socket:
+        """Return a connection that has shown, both ways, that the peer knows the key."""
+        if self._start and sidecar.find(self.path) is None:
+            sidecar.ensure(self.path, timeout=timeout)
+        if self._directory is None:
+            self._directory = StateDirectory.open(self.path, create=False)
+        sock = self._directory.connect(timeout)
+        try:
+            set_timeout(sock, timeout)
+            key = self._directory.key(create=False)
+            asked = receive(sock)
+            response, question = client_handshake(key, asked)
+            sock.sendall(frame(response))
+            check_welcome(receive(sock))
+            sock.sendall(frame(question))
+            sock.sendall(frame(check_server(key, question, receive(sock))))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _greet(self, lane: Lane, sock: socket.socket) -> bool:
+        """Attach the lane to a new connection; return whether the manager knew it, and so can answer repeats."""
+        lane.close()
+        lane.sock = sock
+        hello = [PROTOCOL, VERSION, self.session, lane.id]
+        kind, result = lane.ask(lane.pack((None, "accept_connection", [hello], _NO_KEYWORDS)))
+        lane.unsure = False
+        if kind != RETURN:
+            lane.close()
+            raise from_wire(*result)
+        return bool(result[3])
+
+    # -- forks -----------------------------------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        for lane in self._lanes:
+            lane.abandon()
+        self._begin_session()
+
+
+def receive(sock: socket.socket) -> bytes:
+    """Return the payload of the next frame. Raises OSError when the connection breaks or the time is up."""
+    data = sock.recv(RECV)
+    if len(data) > HEADER and LENGTH.unpack_from(data)[0] == len(data) - HEADER:
+        return data[HEADER:]
+    buffer = bytearray(data)
+    while len(buffer) < HEADER or len(buffer) < HEADER + LENGTH.unpack_from(buffer)[0]:
+        data = sock.recv(2**20)
+        if not data:
+            raise ConnectionResetError("the manager closed the connection")
+        buffer += data
+    return bytes(buffer[HEADER:])
+
+
+def set_timeout(sock: socket.socket | None, seconds: float) -> None:
+    """Bound every send and receive. The kernel counts for a plain socket, which saves a ``poll`` for each call."""
+    if sock is None:
+        return
+    if socket.socket.__module__ != "socket":  # gevent's waits in its own loop, where the kernel's timeouts mean nothing
+        sock.settimeout(seconds)
+        return
+    sock.setblocking(True)
+    interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,112 @@
+"""What a command is: a pure function of a view of the store, the time and its arguments.
+
+A command never changes anything. It returns its result and the changes that it wants, or a ``Wait``; whoever runs it
+applies the changes with ``Store.apply``, makes them durable and only then answers. So a new command needs no code for
+undo, durability, expiry or retries. It checks all of its arguments, which came from a socket, before it returns a
+change.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias
+
+from ..checks import Key, check_name, seconds
+from ..errors import TooLarge
+from ..settings import VALUE_LIMIT
+from ..store import Change, Entry, Stored
+
+COUNTERS: Final = ":counters"
+SECRETS: Final = ":secrets"
+ONCE: Final = ":once"
+FINGERPRINTS: Final = ":fingerprints"
+
+
+class View(Protocol):
+    """All that commands may see of a store: live entries, their versions, bounded pages of keys."""
+
+    def get(self, space: str, key: Key) -> Any:
+        """Return the live entry or ABSENT; meeting an expired one deletes it first, as a change of its own."""
+
+    def version(self, space: str, key: Key) -> int: ...
+
+    def size(self, space: str) -> int:
+        """Return the number of entries, counting those that have expired and were not yet swept."""
+
+    def last(self, space: str) -> Key | None:
+        """Return the live key that was added last."""
+
+    def page(self, space: str, cursor: int | None) -> tuple[list[tuple[Key, Any]], int | None]:
+        """Return the next live entries of an iteration and the cursor that continues it, None at its end."""
+
+    def spaces(self) -> list[tuple[str, int, int]]:
+        """Return name, entries and bytes of every space."""
+
+    def token(self) -> str:
+        """Return 256 fresh random bits as hexadecimal text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The command cannot proceed: run it again when ``resource`` is touched or at ``retry_at``, until ``deadline``."""
+
+    resource: tuple[str, Key]
+    retry_at: float | None
+    deadline: float
+
+
+Done: TypeAlias = tuple[Any, Sequence[Change]]
+Outcome: TypeAlias = Done | Wait
+Function: TypeAlias = Callable[..., Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A row of the command table. ``writes``: its request carries a number, and a repeat gets the stored reply."""
+
+    kind: str
+    name: str
+    function: Function
+    writes: bool
+    least: int
+    most: int
+    doc: str
+
+
+def row(kind: str, name: str, function: Function, *, writes: bool) -> Command:
+    """Make a row; the numbers of arguments and the one-line doc are the function's own."""
+    parameters = list(inspect.signature(function).parameters.values())[2:]  # without view and now
+    least = sum(parameter.default is parameter.empty for parameter in parameters)
+    doc = (function.__doc__ or "").strip().splitlines()[0]
+    return Command(kind, name, function, writes, least, len(parameters), doc)
+
+
+def check_readable(space: object) -> None:
+    """Refuse a space that cannot be read: the manager's own may be, except for the one with the secrets."""
+    if type(space) is not str or space[:1] != ":":
+        check_name(space)
+    elif space == SECRETS:
+        raise ValueError("secrets are not entries to read; use 'state-manager secret show'")
+
+
+def entry(value: Stored, ttl: object, now: float) -> Any:
+    """Return the entry of a value that lives for ``ttl`` seconds, or for ever with None."""
+    return value if ttl is None else Entry(value, now + seconds(ttl))
+
+
+def value_of(found: Any) -> Stored:
+    """Return the value of a live entry."""
+    return found.value if type(found) is Entry else found
+
+
+def with_value(found: Any, value: Stored) -> Any:
+    """Return an entry with this value and the deadline that ``found`` has, if any."""
+    return Entry(value, found.deadline) if type(found) is Entry else value
+
+
+def check_size(total: int) -> None:
+    """Refuse an answer that would not fit a message."""
+    if total > VALUE_LIMIT:
+        raise TooLarge(f"the answer would have more than {VALUE_LIMIT} bytes: ask for fewer keys at once")

@@ -1,0 +1,158 @@
+"""Commands on one entry of a dict. A write sets the deadline or removes it; increment, put and expiry's own keep it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..checks import Key, check_int, check_key, check_name, check_stored, seconds
+from ..store import ABSENT, Entry, Stored
+from .base import Done, View, check_readable, entry, row, value_of, with_value
+
+
+def get(view: View, now: float, space: str, key: Key) -> Done:
+    """Return ``[version, value]``, or ``[version]`` when the key is absent."""
+    check_readable(space)
+    check_key(key)
+    found = view.get(space, key)
+    version = view.version(space, key)
+    return ([version] if found is ABSENT else [version, value_of(found)]), ()
+
+
+def contains(view: View, now: float, space: str, key: Key) -> Done:
+    """Return whether the key is there, without its value."""
+    check_readable(space)
+    check_key(key)
+    return view.get(space, key) is not ABSENT, ()
+
+
+def set_(view: View, now: float, space: str, key: Key, value: Stored, ttl: float | None = None) -> Done:
+    """Store a value, whatever was there."""
+    check_name(space)
+    check_key(key)
+    check_stored(value)
+    return None, ((space, key, value if ttl is None else entry(value, ttl, now)),)
+
+
+def add(view: View, now: float, space: str, key: Key, value: Stored, ttl: float | None = None) -> Done:
+    """Store a value only if the key is absent; return whether it was."""
+    _, changes = set_(view, now, space, key, value, ttl)
+    return (True, changes) if view.get(space, key) is ABSENT else (False, ())
+
+
+def replace(view: View, now: float, space: str, key: Key, value: Stored, ttl: float | None = None) -> Done:
+    """Store a value only if the key is present; return whether it was."""
+    _, changes = set_(view, now, space, key, value, ttl)
+    return (False, ()) if view.get(space, key) is ABSENT else (True, changes)
+
+
+def setdefault(view: View, now: float, space: str, key: Key, value: Stored) -> Done:
+    """Return the value that is there, or store this one and return it."""
+    _, changes = set_(view, now, space, key, value)
+    found = view.get(space, key)
+    return (value, changes) if found is ABSENT else (value_of(found), ())
+
+
+def put(view: View, now: float, space: str, key: Key, version: int, value: Stored) -> Done:
+    """Store a value, keeping the deadline, only if the key's slot still has this version; return whether it had.
+
+    Compare-and-set and transform compare and compute in the client, and end in this.
+    """
+    check_name(space)
+    check_key(key)
+    check_stored(value)
+    check_int(version, "a version")
+    found = view.get(space, key)  # first: meeting an expired entry advances the version
+    if view.version(space, key) != version:
+        return False, ()
+    return True, ((space, key, with_value(found, value)),)
+
+
+def delete(view: View, now: float, space: str, key: Key) -> Done:
+    """Delete a key; return whether it was there."""
+    check_name(space)
+    check_key(key)
+    return (False, ()) if view.get(space, key) is ABSENT else (True, ((space, key, ABSENT),))
+
+
+def pop(view: View, now: float, space: str, key: Key) -> Done:
+    """Delete a key and return ``[value]``, or ``[]`` when it was absent."""
+    check_name(space)
+    check_key(key)
+    found = view.get(space, key)
+    return ([], ()) if found is ABSENT else ([value_of(found)], ((space, key, ABSENT),))
+
+
+def popitem(view: View, now: float, space: str) -> Done:
+    """Delete the key that was added last and return ``[key, value]``, or ``[]`` when there is none."""
+    check_name(space)
+    key = view.last(space)
+    return ([], ()) if key is None else ([key, value_of(view.get(space, key))], ((space, key, ABSENT),))
+
+
+def increment(
+    view: View, now: float, space: str, key: Key, by: int = 1, initial: int = 0, ttl: float | None = None
+) -> Done:
+    """Add to an integer and return the sum; an absent key counts as ``initial`` and only then takes the ttl."""
+    check_name(space)
+    check_key(key)
+    found = view.get(space, key)
+    if found is ABSENT:
+        total = check_int(check_int(initial, "initial") + check_int(by, "by"), "the sum")
+        return total, ((space, key, entry(total, ttl, now)),)
+    entry(None, ttl, now)  # refused when it is bad, though a key that is there keeps the deadline it has
+    return add_to(found, by, space, key)
+
+
+def add_to(found: Any, by: int, space: str, key: Key) -> Done:
+    """Return the sum of a live entry and ``by``, and the change that stores it."""
+    value = value_of(found)
+    if type(value) is not int:
+        # An integer past 64 bits is stored encoded, so it is refused here as well.
+        raise TypeError(f"{space}[{key!r}] is not a 64-bit integer, so it cannot be incremented")
+    total = check_int(value + check_int(by, "by"), f"the sum for {space}[{key!r}]")
+    return total, ((space, key, with_value(found, total)),)
+
+
+def ttl(view: View, now: float, space: str, key: Key) -> Done:
+    """Return ``[seconds left]``, ``[None]`` without a deadline, ``[]`` when the key is absent."""
+    check_readable(space)
+    check_key(key)
+    found = view.get(space, key)
+    if found is ABSENT:
+        return [], ()
+    return [found.deadline - now if type(found) is Entry else None], ()
+
+
+def expire(view: View, now: float, space: str, key: Key, ttl: float) -> Done:
+    """Give a key that is there a new deadline; return whether it was there."""
+    check_name(space)
+    check_key(key)
+    ends = now + seconds(ttl)
+    found = view.get(space, key)
+    return (False, ()) if found is ABSENT else (True, ((space, key, Entry(value_of(found), ends)),))
+
+
+def persist(view: View, now: float, space: str, key: Key) -> Done:
+    """Remove a key's deadline; return whether it had one."""
+    check_name(space)
+    check_key(key)
+    found = view.get(space, key)
+    return (True, ((space, key, found.value),)) if type(found) is Entry else (False, ())
+
+
+COMMANDS = (
+    row("dict", "get", get, writes=False),
+    row("dict", "contains", contains, writes=False),
+    row("dict", "ttl", ttl, writes=False),
+    row("dict", "set", set_, writes=True),
+    row("dict", "add", add, writes=True),
+    row("dict", "replace", replace, writes=True),
+    row("dict", "setdefault", setdefault, writes=True),
+    row("dict", "put", put, writes=True),
+    row("dict", "delete", delete, writes=True),
+    row("dict", "pop", pop, writes=True),
+    row("dict", "popitem", popitem, writes=True),
+    row("dict", "increment", increment, writes=True),
+    row("dict", "expire", expire, writes=True),
+    row("dict", "persist", persist, writes=True),
+)

@@ -1,0 +1,87 @@
+"""Commands on many entries, or on a whole dict: each is atomic and one round trip, but for pages of an iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..checks import Key, check_key, check_name, check_stored
+from ..store import ABSENT, Change, cost
+from .base import Done, View, check_readable, check_size, entry, row, value_of
+
+
+def get_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
+    """Return for each key ``[version, value]``, or ``[version]`` when it is absent."""
+    check_readable(space)
+    answers: list[list[Any]] = []
+    total = 0
+    for key in _list(keys):
+        check_key(key)
+        found = view.get(space, key)
+        total += cost(key, found)
+        check_size(total)
+        version = view.version(space, key)
+        answers.append([version] if found is ABSENT else [version, value_of(found)])
+    return answers, ()
+
+
+def set_many(view: View, now: float, space: str, pairs: list[Any], ttl: float | None = None) -> Done:
+    """Store all of these: key, value, key, value, ..."""
+    check_name(space)
+    if len(_list(pairs)) % 2:
+        raise ValueError("set_many takes as many values as keys")
+    changes: list[Change] = []
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        check_key(key)
+        check_stored(value)
+        changes.append((space, key, entry(value, ttl, now)))
+    return None, changes
+
+
+def delete_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
+    """Delete these keys; return how many were there."""
+    check_name(space)
+    for key in _list(keys):
+        check_key(key)
+    present = [key for key in dict.fromkeys(keys) if view.get(space, key) is not ABSENT]
+    return len(present), [(space, key, ABSENT) for key in present]
+
+
+def size(view: View, now: float, space: str) -> Done:
+    """Return the number of entries; those that have expired and were not yet swept may be counted."""
+    check_readable(space)
+    return view.size(space), ()
+
+
+def clear(view: View, now: float, space: str) -> Done:
+    """Delete every entry; return how many there were."""
+    check_name(space)
+    count = view.size(space)
+    return count, ((space, None, ABSENT),) if count else ()
+
+
+def scan(view: View, now: float, space: str, cursor: int | None = None, values: bool = False) -> Done:
+    """Return ``[next cursor or None, [key, ...]]``, or with values ``[key, value, key, value, ...]``.
+
+    A key that is there from the first page to the last is given exactly once.
+    """
+    check_readable(space)
+    page, following = view.page(space, cursor)
+    if values:
+        return [following, [item for key, found in page for item in (key, value_of(found))]], ()
+    return [following, [key for key, _ in page]], ()
+
+
+def _list(items: object) -> list[Any]:
+    if type(items) is not list:
+        raise TypeError(f"a list is expected here, not {type(items).__name__}")
+    return items
+
+
+COMMANDS = (
+    row("dict", "get_many", get_many, writes=False),
+    row("dict", "size", size, writes=False),
+    row("dict", "scan", scan, writes=False),
+    row("dict", "set_many", set_many, writes=True),
+    row("dict", "delete_many", delete_many, writes=True),
+    row("dict", "clear", clear, writes=True),
+)

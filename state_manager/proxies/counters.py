@@ -1,0 +1,38 @@
+"""``Counter``: a number that all processes add to. No addition is lost and none counts twice."""
+
+from __future__ import annotations
+
+from ..checks import check_name
+from ..client import Caller
+
+
+class Counter:
+    """A 64-bit integer in the manager; 0 until somebody touches it."""
+
+    def __init__(self, caller: Caller, name: str) -> None:
+        check_name(name)
+        self._caller = caller
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"<Counter {self._name!r} in {self._caller!r}>"
+
+    @property
+    def value(self) -> int:
+        """The number now."""
+        return int(self._caller.call("counter", "value", (self._name,), False))
+
+    def __int__(self) -> int:
+        return self.value
+
+    def increment(self, by: int = 1) -> int:
+        """Add ``by`` and return the sum. Raises OverflowError when it does not fit 64 bits."""
+        return int(self._caller.call("counter", "increment", (self._name, by), True))
+
+    def decrement(self, by: int = 1) -> int:
+        """Subtract ``by`` and return the difference."""
+        return self.increment(-by)
+
+    def reset(self, value: int = 0) -> int:
+        """Set the number and return the one before."""
+        return int(self._caller.call("counter", "reset", (self._name, value), True))

@@ -1,0 +1,276 @@
+"""``SharedDict``: a dict that lives in the manager. Each method is one atomic command, or says what it is instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from datetime import timedelta
+from typing import Any
+
+from ..checks import Key, check_key, check_name, seconds
+from ..client import Caller
+from ..codec import decode, encode
+
+TTL = float | timedelta | None
+"""Seconds or a timedelta, finite and above zero; None for no deadline."""
+
+_MISSING: Any = object()
+
+
+class SharedDict(MutableMapping[Key, Any]):
+    """A dict shared by all processes that use the manager.
+
+    Keys are str, int (64 bits) or bytes. What you get is a copy: change it and write it back, or use ``transform``.
+    A write sets the entry's deadline from ``ttl`` or, without one, removes it; ``increment``, ``transform`` and
+    ``compare_and_set`` keep it.
+    """
+
+    def __init__(self, caller: Caller, name: str) -> None:
+        self._caller = caller
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The name that the dict has in the manager."""
+        return self._name
+
+    def __repr__(self) -> str:
+        return f"<SharedDict {self._name!r} in {self._caller!r}>"
+
+    def _read(self, command: str, *args: Any) -> Any:
+        return self._caller.call("dict", command, (self._name, *args), False)
+
+    def _write(self, command: str, *args: Any) -> Any:
+        return self._caller.call("dict", command, (self._name, *args), True)
+
+    # -- one key ---------------------------------------------------------------------------------------------------
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """Return a copy of the value, or ``default`` when the key is absent."""
+        if type(key) is not str:
+            check_key(key)
+        found = self._caller.call("dict", "get", (self._name, key), False)
+        return decode(found[1]) if len(found) == 2 else default
+
+    def __getitem__(self, key: Key) -> Any:
+        found = self.get(key, _MISSING)
+        if found is _MISSING:
+            raise KeyError(key)
+        return found
+
+    def __contains__(self, key: object) -> bool:
+        check_key(key)
+        return bool(self._read("contains", key))
+
+    def set(self, key: Key, value: Any, ttl: TTL = None) -> None:
+        """Store a value."""
+        if type(key) is not str:
+            check_key(key)
+        args = (self._name, key, encode(value)) if ttl is None else (self._name, key, encode(value), seconds(ttl))
+        self._caller.call("dict", "set", args, True)
+
+    def __setitem__(self, key: Key, value: Any) -> None:
+        self.set(key, value)
+
+    def delete(self, key: Key) -> bool:
+        """Delete a key; return whether it was there."""
+        check_key(key)
+        return bool(self._write("delete", key))
+
+    def __delitem__(self, key: Key) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    def add(self, key: Key, value: Any, ttl: TTL = None) -> bool:
+        """Store a value only if the key is absent; return whether it was."""
+        check_key(key)
+        return bool(self._write("add", key, encode(value), _ttl(ttl)))
+
+    def replace(self, key: Key, value: Any, ttl: TTL = None) -> bool:
+        """Store a value only if the key is present; return whether it was."""
+        check_key(key)
+        return bool(self._write("replace", key, encode(value), _ttl(ttl)))
+
+    def setdefault(self, key: Key, default: Any = None) -> Any:
+        """Return the value that is there, or store ``default`` and return a copy of it."""
+        check_key(key)
+        return decode(self._write("setdefault", key, encode(default)))
+
+    def pop(self, key: Key, default: Any = _MISSING) -> Any:
+        """Delete a key and return its value; of all who try at once, one gets it. Raises KeyError without a default."""
+        check_key(key)
+        found = self._write("pop", key)
+        if found:
+            return decode(found[0])
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[Key, Any]:
+        """Delete the entry whose key was added last and return it. Raises KeyError when the dict is empty."""
+        found = self._write("popitem")
+        if not found:
+            raise KeyError(f"popitem(): {self._name!r} is empty")
+        return found[0], decode(found[1])
+
+    def increment(self, key: Key, by: int = 1, initial: int = 0, ttl: TTL = None) -> int:
+        """Add ``by`` and return the sum. An absent key counts as ``initial``, and only then takes the ttl.
+
+        Raises TypeError when the value is not an int, OverflowError when the sum does not fit 64 bits.
+        """
+        check_key(key)
+        return int(self._write("increment", key, by, initial, _ttl(ttl)))
+
+    def decrement(self, key: Key, by: int = 1, initial: int = 0, ttl: TTL = None) -> int:
+        """Subtract ``by`` and return the difference; otherwise like ``increment``."""
+        return self.increment(key, -by, initial, ttl)
+
+    def compare_and_set(self, key: Key, expected: Any, value: Any) -> bool:
+        """Store a value if the one that is there equals ``expected`` (``==``, here); return whether it did.
+
+        An absent key equals nothing: use ``add``.
+        """
+        check_key(key)
+        stored = encode(value)
+        while True:
+            version, *found = self._read("get", key)
+            if not found or decode(found[0]) != expected:
+                return False
+            if self._write("put", key, version, stored):
+                return True
+
+    def transform(self, key: Key, function: Callable[[Any], Any], default: Any = None) -> Any:
+        """Replace a value by ``function(copy of it)``, atomically, and return the new value.
+
+        ``function`` gets a copy of ``default`` when the key is absent, and runs again when somebody else wrote
+        meanwhile. It must return the new value: None is a TypeError, because it changed its argument in place.
+        """
+        check_key(key)
+        fallback = encode(default)
+        while True:
+            version, *found = self._read("get", key)
+            value = function(decode(found[0] if found else fallback))
+            if value is None:
+                raise TypeError("the function given to transform returned None: it must return the new value")
+            if self._write("put", key, version, encode(value)):
+                return value
+
+    # -- deadlines -------------------------------------------------------------------------------------------------
+
+    def ttl(self, key: Key) -> float | None:
+        """Return the seconds that the key has left, None without a deadline. Raises KeyError when it is absent."""
+        check_key(key)
+        left: list[float | None] = self._read("ttl", key)
+        if not left:
+            raise KeyError(key)
+        return left[0]
+
+    def expire(self, key: Key, ttl: float | timedelta) -> bool:
+        """Give a key a new deadline; return whether it was there."""
+        check_key(key)
+        return bool(self._write("expire", key, seconds(ttl)))
+
+    def persist(self, key: Key) -> bool:
+        """Remove a key's deadline; return whether it had one."""
+        check_key(key)
+        return bool(self._write("persist", key))
+
+    # -- many keys -------------------------------------------------------------------------------------------------
+
+    def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
+        """Return those of these keys that are there, as they were at one moment."""
+        wanted = _keys(keys)
+        found = self._read("get_many", wanted)
+        return {key: decode(item[1]) for key, item in zip(wanted, found, strict=True) if len(item) == 2}
+
+    def set_many(self, mapping: Mapping[Key, Any], ttl: TTL = None) -> None:
+        """Store all of these at once: nobody sees some of them only."""
+        pairs: list[Any] = []
+        for key, value in mapping.items():
+            check_key(key)
+            pairs += (key, encode(value))
+        if pairs:
+            self._write("set_many", pairs, _ttl(ttl))
+
+    def delete_many(self, keys: Iterable[Key]) -> int:
+        """Delete these keys at once; return how many were there."""
+        return int(self._write("delete_many", _keys(keys)))
+
+    def update(self, other: Any = (), /, **named: Any) -> None:
+        """Store all of a mapping's or an iterable of pairs' items at once."""
+        self.set_many(dict(other, **named))
+
+    def clear(self) -> None:
+        """Delete every entry at once."""
+        self._write("clear")
+
+    def __len__(self) -> int:
+        """Return the number of entries; expired ones that were not yet swept (a second at the most) may be counted."""
+        return int(self._read("size"))
+
+    # -- iterating: in pages, not atomic; a key that is there throughout is given exactly once -----------------------
+
+    def _scan(self, values: bool) -> Iterator[list[Any]]:
+        cursor = None
+        while True:
+            cursor, page = self._read("scan", cursor, values)
+            yield page
+            if cursor is None:
+                return
+
+    def __iter__(self) -> Iterator[Key]:
+        for page in self._scan(False):
+            yield from page
+
+    def items(self) -> ItemsView[Key, Any]:
+        """Return a view whose iteration fetches values a page at a time."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """Return a view whose iteration fetches values a page at a time."""
+        return _Values(self)
+
+    def copy(self) -> dict[Key, Any]:
+        """Return a plain dict of all entries."""
+        return dict(self.items())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, SharedDict):
+            return self.copy() == other.copy()
+        return self.copy() == other if isinstance(other, Mapping) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Items(ItemsView[Key, Any]):
+    _mapping: SharedDict
+
+    def __iter__(self) -> Iterator[tuple[Key, Any]]:
+        for page in self._mapping._scan(True):
+            yield from zip(page[::2], map(decode, page[1::2]), strict=True)
+
+
+class _Values(ValuesView[Any]):
+    _mapping: SharedDict
+
+    def __iter__(self) -> Iterator[Any]:
+        for page in self._mapping._scan(True):
+            yield from map(decode, page[1::2])
+
+
+def open_dict(caller: Caller, name: str) -> SharedDict:
+    """Return the dict of this name; names that begin with ":" are refused."""
+    check_name(name)
+    return SharedDict(caller, name)
+
+
+def _ttl(ttl: TTL) -> float | None:
+    return None if ttl is None else seconds(ttl)
+
+
+def _keys(keys: Iterable[Key]) -> list[Key]:
+    if isinstance(keys, str | bytes):
+        raise TypeError(f"these are the keys, one after the other: write [{keys!r}] for a single one")
+    wanted = list(keys)
+    for key in wanted:
+        check_key(key)
+    return wanted

@@ -1,0 +1,95 @@
+"""Where the state lives and how large things may get.
+
+This is the only module that reads the environment or decides a path, so that "which directory does this process use?"
+has one answer. Everything here is a value that does not change once it was read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+VERSION = "0.1.0"
+PROTOCOL = 1
+"""Grows when a client and a manager of two releases can no longer understand each other."""
+
+ADDRESS_VARIABLE = "STATE_MANAGER_ADDRESS"
+DIRECTORY_VARIABLE = "STATE_MANAGER_DIR"
+DEFAULT_DIRECTORY = ".state"
+DEFAULT_TIMEOUT = 5.0
+"""Seconds for one operation, retries included."""
+
+MEMORY_SCHEME = "memory://"
+
+KEY_LIMIT = 1024
+"""Bytes of one key or name."""
+VALUE_LIMIT = 64 * 2**20
+"""Bytes of one stored value."""
+FRAME_LIMIT = VALUE_LIMIT + 2**20
+"""Bytes of one message."""
+HANDSHAKE_LIMIT = 256
+"""Bytes of a message from a peer that has not shown that it knows the key."""
+HANDSHAKE_SECONDS = 5.0
+"""How long such a peer may stay."""
+
+if sys.platform == "win32":  # pragma: no cover
+    raise ImportError("state_manager runs on Linux and macOS (and in WSL), not on Windows: it needs Unix sockets")
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryAddress:
+    """A manager process that serves this directory (absolute)."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryAddress:
+    """A store inside this process; ``name`` is None for one that nobody else shares."""
+
+    name: str | None
+
+    def __str__(self) -> str:
+        return MEMORY_SCHEME + (self.name or "")
+
+
+Address = DirectoryAddress | MemoryAddress
+
+
+def state_directory(directory: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """Return the absolute state directory: the one given, else ``$STATE_MANAGER_DIR``, else ``./.state``.
+
+    It is made absolute now, because an application may change its working directory later.
+    """
+    environ = os.environ if environ is None else environ
+    return Path(os.path.abspath(directory or environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY))
+
+
+def resolve_address(address: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Address:
+    """Return what ``connect(address)`` means. Raises ValueError for a scheme that this version does not know."""
+    environ = os.environ if environ is None else environ
+    if address is None:
+        address = environ.get(ADDRESS_VARIABLE) or None
+    if address is None:
+        return DirectoryAddress(state_directory(None, environ))
+    text = os.fspath(address)
+    if not isinstance(text, str):
+        raise TypeError(f"an address is a str or a path, not {text!r}")
+    if not text:
+        raise ValueError("an address must not be empty: leave it out, or give a directory or 'memory://'")
+    if text.startswith(MEMORY_SCHEME):
+        return MemoryAddress(text.removeprefix(MEMORY_SCHEME) or None)
+    if "://" in text:
+        raise ValueError(f"unknown address {text!r}: give a directory, 'memory://' or 'memory://NAME'")
+    return DirectoryAddress(state_directory(text, environ))
+
+
+def variable(name: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """Return an environment variable, with an empty one counted as absent."""
+    return (os.environ if environ is None else environ).get(name) or None

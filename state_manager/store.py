@@ -1,0 +1,321 @@
+"""The state itself: named spaces of entries, their versions and their deadlines. Pure: no clock, no socket, no file.
+
+Rules
+- ``Store.apply`` is the only code in the project that changes state. It takes absolute changes and returns the changes
+  that undo them, so one record serves undo, journal and cache invalidation.
+- Every change advances the version of its key's slot and of its space's slot. Nothing ever lowers a version, undo
+  included: a reader that saw version v may trust what it holds for as long as it still sees v.
+- An entry without a deadline is its bare value; only the others pay for an ``Entry``.
+- What an entry costs is counted when it comes and given back when it goes, so ``bytes`` always adds up (``check``).
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Literal, TypeAlias
+from zlib import crc32
+
+from .checks import Key
+
+SLOTS: Final = 65_536
+"""Versions in a store. Two keys that share one cost a needless fetch, never a stale read."""
+MASK: Final = SLOTS - 1
+FEW: Final = 1_000
+"""Keys of an emptied space whose versions are advanced one by one; more of them take a new epoch."""
+EPOCH_SHIFT: Final = 32
+"""A version is an epoch in the high bits and a count of changes in the low ones."""
+
+Stored: TypeAlias = Any
+"""None, bool, a 64-bit int, float, str, bytes (made by ``codec``) or, in the manager's own spaces, a list."""
+
+
+class Absent:
+    """The type of ``ABSENT``: no entry, where None would be a value."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+ABSENT: Final = Absent()
+
+
+class Entry:
+    """A value that ends at ``deadline``, in seconds of the clock that the caller passes as ``now``."""
+
+    __slots__ = ("deadline", "value")
+
+    def __init__(self, value: Stored, deadline: float) -> None:
+        self.value = value
+        self.deadline = deadline
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entry) and (self.value, self.deadline) == (other.value, other.deadline)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Entry({self.value!r}, deadline={self.deadline!r})"
+
+
+Change: TypeAlias = tuple[str, Key | None, Any]
+"""``(space, key, entry)``; entry ABSENT deletes the key. Key None speaks of the whole space: ABSENT empties it, a dict
+(in undo only) puts all of its entries back."""
+
+ENTRY_COST: Final = 96
+"""Bytes that a dict spends on one item beside key and value, on the average of its growth steps."""
+DEADLINE_COST: Final = sys.getsizeof(Entry(None, 0.0)) + 24 + 160
+"""What a deadline adds: the Entry, its float and its place in a bucket."""
+
+
+def cost(key: Key, entry: Any) -> int:
+    """Return the bytes of memory that an entry takes, closely enough to add up to what the process grows by."""
+    if type(entry) is Entry:
+        return ENTRY_COST + DEADLINE_COST + sys.getsizeof(key) + _value_cost(entry.value)
+    return ENTRY_COST + sys.getsizeof(key) + _value_cost(entry)
+
+
+def _value_cost(value: Stored) -> int:
+    if type(value) is list:
+        return sys.getsizeof(value) + sum(map(_value_cost, value))
+    return sys.getsizeof(value)
+
+
+def _key_bytes(key: Key) -> bytes:
+    if isinstance(key, str):
+        return key.encode()
+    return key if isinstance(key, bytes) else b"%d" % key
+
+
+class Space:
+    """The entries of one name, what they cost, and where their versions are."""
+
+    __slots__ = ("bytes", "entries", "name", "seed")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.entries: dict[Key, Any] = {}
+        self.bytes = 0
+        self.seed = crc32(name.encode())
+
+    def slot(self, key: Key) -> int:
+        return crc32(_key_bytes(key), self.seed) & MASK
+
+
+class Store:
+    """Spaces by name.
+
+    ``epoch`` must be larger than that of any store whose versions a reader may still hold. Up to ``last_epoch`` the
+    store may take further ones; its owner makes sure that no later store begins with one of them.
+    """
+
+    def __init__(self, epoch: int = 1, last_epoch: int | None = None) -> None:
+        self.epoch = epoch
+        self.last_epoch = epoch if last_epoch is None else last_epoch
+        self.spaces: dict[str, Space] = {}
+        self.entries = 0
+        self.bytes = 0
+        self.versions = array("Q")
+        self._deadlines = Deadlines()
+        self._rubbish: list[tuple[str, dict[Key, Any]]] = []
+        self.versions = array("Q", [epoch << EPOCH_SHIFT]) * SLOTS
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def get(self, name: str, key: Key) -> Any:
+        """Return the entry, expired or not, or ABSENT."""
+        space = self.spaces.get(name)
+        return ABSENT if space is None else space.entries.get(key, ABSENT)
+
+    def version(self, name: str, key: Key) -> int:
+        """Return the version of the slot that this key has or would have."""
+        space = self.spaces.get(name)
+        seed = crc32(name.encode()) if space is None else space.seed
+        return self.versions[crc32(_key_bytes(key), seed) & MASK]
+
+    def space_version(self, name: str) -> int:
+        """Return the version of the space itself, which every change in it advances."""
+        return self.versions[crc32(name.encode()) & MASK]
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def apply(self, changes: Iterable[Change]) -> list[Change]:
+        """Make these changes, in order, and return those that undo them, last first."""
+        undo: list[Change] = []
+        spaces, versions = self.spaces, self.versions
+        for name, key, entry in changes:
+            space = spaces.get(name)
+            if space is None:
+                space = spaces[name] = Space(name)
+            if key is None:
+                undo.append((name, None, self._replace(space, entry)))
+                versions = self.versions
+                continue
+            entries = space.entries
+            old = entries.get(key, ABSENT)
+            undo.append((name, key, old))
+            growth = 0
+            if old is not ABSENT:
+                growth -= cost(key, old)
+                if type(old) is Entry:
+                    self._deadlines.discard(old.deadline, name, key)
+            if entry is ABSENT:
+                if old is not ABSENT:
+                    del entries[key]
+                    self.entries -= 1
+            else:
+                growth += cost(key, entry)
+                if old is ABSENT:
+                    self.entries += 1
+                entries[key] = entry
+                if type(entry) is Entry:
+                    self._deadlines.add(entry.deadline, name, key)
+            space.bytes += growth
+            self.bytes += growth
+            seed = space.seed
+            versions[crc32(_key_bytes(key), seed) & MASK] += 1
+            versions[seed & MASK] += 1
+            if not entries:
+                del spaces[name]
+        undo.reverse()
+        return undo
+
+    def _replace(self, space: Space, entries: Absent | dict[Key, Any]) -> dict[Key, Any]:
+        """Swap all entries of a space for others (none, if ABSENT) and return the former ones."""
+        former = space.entries
+        space.entries = {} if isinstance(entries, Absent) else entries
+        total = sum(cost(key, entry) for key, entry in space.entries.items())
+        for key, entry in space.entries.items():
+            if type(entry) is Entry:
+                self._deadlines.add(entry.deadline, space.name, key)
+        self.entries += len(space.entries) - len(former)
+        self.bytes += total - space.bytes
+        space.bytes = total
+        if not space.entries:
+            self.spaces.pop(space.name, None)
+        self._advance(space, former, space.entries)
+        return former
+
+    def _advance(self, space: Space, *changed: dict[Key, Any]) -> None:
+        """Advance the versions of all these keys. No reader can tell which of the three ways it was."""
+        if sum(map(len, changed)) <= FEW:
+            for entries in changed:
+                for key in entries:
+                    self.versions[space.slot(key)] += 1
+            self.versions[space.seed & MASK] += 1
+        elif self.epoch < self.last_epoch:
+            self.epoch += 1
+            self.versions = array("Q", [self.epoch << EPOCH_SHIFT]) * SLOTS
+        else:
+            self.versions = array("Q", [version + 1 for version in self.versions])
+
+    # -- what nobody waits for -----------------------------------------------------------------------------------
+
+    def due(self, now: float, limit: int) -> list[Change]:
+        """Return the changes that delete up to ``limit`` entries whose deadline has passed."""
+        return [(name, key, ABSENT) for name, key in self._deadlines.due(now, limit) if self._expired(name, key, now)]
+
+    def _expired(self, name: str, key: Key, now: float) -> bool:
+        entry = self.get(name, key)
+        return type(entry) is Entry and entry.deadline <= now
+
+    def next_due(self) -> float | None:
+        """Return when ``due`` should be asked next, None for never."""
+        return self._deadlines.next()
+
+    def discard(self, undo: Iterable[Change]) -> None:
+        """Take the undo of changes that are now final: ``collect`` frees the whole spaces in it, slice by slice."""
+        self._rubbish.extend((name, entries) for name, key, entries in undo if key is None and entries)
+
+    def collect(self, limit: int) -> bool:
+        """Free up to ``limit`` entries of emptied spaces; return whether there are more. A million take long."""
+        while self._rubbish and limit > 0:
+            name, entries = self._rubbish[-1]
+            while entries and limit > 0:
+                key, entry = entries.popitem()
+                limit -= 1
+                if type(entry) is Entry:
+                    live = self.get(name, key)
+                    if type(live) is not Entry or not self._deadlines.same(live.deadline, entry.deadline):
+                        self._deadlines.discard(entry.deadline, name, key)
+            if not entries:
+                self._rubbish.pop()
+        return bool(self._rubbish)
+
+    def check(self) -> None:
+        """Raise AssertionError unless the books agree with the entries. Tests call this at their end."""
+        total = 0
+        for name, space in self.spaces.items():
+            assert name == space.name
+            assert space.entries, f"{name!r} is empty and still here"
+            size = sum(cost(key, entry) for key, entry in space.entries.items())
+            assert size == space.bytes, f"{name!r} counts {space.bytes} bytes and has {size}"
+            total += size
+            for key, entry in space.entries.items():
+                if type(entry) is Entry:
+                    assert (name, key) in self._deadlines, f"{name!r} {key!r} would never expire"
+        assert total == self.bytes
+        assert self.entries == sum(len(space.entries) for space in self.spaces.values())
+        assert min(self.versions) >= self.epoch << EPOCH_SHIFT
+
+
+class Deadlines:
+    """Which keys end when, by whole seconds: a write with a new deadline leaves nothing of the old one behind."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, dict[tuple[str, Key], None]] = {}
+        self._order: list[int] = []  # a heap of the buckets' seconds; may name buckets that have gone
+
+    def __contains__(self, item: tuple[str, Key]) -> bool:
+        return any(item in bucket for bucket in self._buckets.values())
+
+    def __iter__(self) -> Iterator[tuple[str, Key]]:
+        for bucket in self._buckets.values():
+            yield from bucket
+
+    @staticmethod
+    def same(one: float, other: float) -> bool:
+        return int(one) == int(other)
+
+    def add(self, deadline: float, name: str, key: Key) -> None:
+        second = int(deadline)
+        bucket = self._buckets.get(second)
+        if bucket is None:
+            bucket = self._buckets[second] = {}
+            heapq.heappush(self._order, second)
+        bucket[name, key] = None
+
+    def discard(self, deadline: float, name: str, key: Key) -> None:
+        second = int(deadline)
+        bucket = self._buckets.get(second)
+        if bucket is None:
+            return
+        bucket.pop((name, key), None)
+        if not bucket:
+            del self._buckets[second]
+            if len(self._order) > 2 * len(self._buckets) + 1024:
+                self._order = sorted(self._buckets)
+
+    def due(self, now: float, limit: int) -> list[tuple[str, Key]]:
+        """Return up to ``limit`` keys of seconds that are wholly past, and forget them."""
+        found: list[tuple[str, Key]] = []
+        while self._order and self._order[0] < int(now) and len(found) < limit:
+            bucket = self._buckets.get(self._order[0])
+            while bucket and len(found) < limit:
+                found.append(bucket.popitem()[0])
+            if not bucket:
+                self._buckets.pop(heapq.heappop(self._order), None)
+        return found
+
+    def next(self) -> float | None:
+        """Return the earliest time at which ``due`` has something to give."""
+        while self._order and self._order[0] not in self._buckets:
+            heapq.heappop(self._order)
+        return self._order[0] + 1.0 if self._order else None
