@@ -180,9 +180,9 @@ class Service:
             if type(message) is not list or not 4 <= len(message) <= 5:
                 raise ValueError("a request is [ident, method, arguments, {}], with a number if it writes")
             if len(message) == 5:
-                number = message[4]
-                if lane is None or type(number) is not int:
+                if lane is None or type(message[4]) is not int:
                     raise ValueError("a number needs an attached lane, and is an int")
+                number = message[4]
                 if number <= lane.number:
                     return lane.reply if number == lane.number else None
             kind, name, args, keywords = message[:4]

@@ -1,0 +1,44 @@
+"""One suite, every way to reach a store: ``manager`` is each of them in turn, empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from state_manager import StateManager, connect, sidecar
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory of a manager process that serves the whole session."""
+    directory = tmp_path_factory.mktemp("contract") / "state"
+    process = sidecar.start(directory)
+    try:
+        yield directory
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+@pytest.fixture(params=["memory", "process"])
+def reach(request: pytest.FixtureRequest) -> Callable[[], StateManager]:
+    """A function that connects anew to one and the same store, which is empty at the start."""
+    if request.param == "memory":
+        return lambda: connect(f"memory://{request.node.nodeid}")
+    directory = request.getfixturevalue("served")
+    manager = connect(directory)
+    for space in manager.spaces():
+        if space.kind == "dict":
+            manager.drop(space.name)
+    manager.close()
+    return lambda: connect(directory)
+
+
+@pytest.fixture
+def manager(reach: Callable[[], StateManager]) -> Iterator[StateManager]:
+    with reach() as manager:
+        yield manager
+        if manager.stats()["directory"] is None:
+            manager.shutdown()
