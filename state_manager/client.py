@@ -85,6 +85,9 @@ class Lane:
         if sock is not None:
             sock.close()
 
+    def __del__(self) -> None:
+        self.close()  # a manager that is dropped without close() is no leak, and no ResourceWarning
+
     def abandon(self) -> None:
         """Close a descriptor that a parent process shares, and leave the parent's connection as it is."""
         sock, self.sock = self.sock, None
@@ -134,14 +137,15 @@ class Client:
             if len(request) > FRAME_LIMIT:
                 raise TooLarge(f"a message of {len(request):,} bytes is over the limit of {FRAME_LIMIT:,}")
             if lane.sock is None:
-                reply = self._ask_again(lane, request, unsure=False)
+                lane.unsure = False
+                reply = self._ask_again(lane, request, numbered)
             else:
                 try:
                     reply = lane.ask(request)
                 except (TimeoutError, BlockingIOError):
                     raise self._too_late(numbered and lane.unsure) from None
                 except OSError:
-                    reply = self._ask_again(lane, request, unsure=numbered and lane.unsure)
+                    reply = self._ask_again(lane, request, numbered)
         finally:
             self._idle.append(lane)
         if reply[0] == RETURN:
@@ -165,10 +169,11 @@ class Client:
         self._lanes.append(lane)
         return lane
 
-    def _ask_again(self, lane: Lane, request: bytes, *, unsure: bool) -> Any:
+    def _ask_again(self, lane: Lane, request: bytes, numbered: bool) -> Any:
         """Attach the lane and send the request, again and again until there is an answer or the deadline has passed."""
         deadline = time.monotonic() + self.timeout
         delay, longest = BACKOFF
+        unsure = numbered and lane.unsure
         while True:
             left = max(deadline - time.monotonic(), 0.001)
             try:
@@ -186,7 +191,7 @@ class Client:
                     set_timeout(lane.sock, self.timeout)
                 except OSError as error:
                     reason = error
-                    unsure = unsure or lane.unsure
+                    unsure = unsure or (numbered and lane.unsure)
                 else:
                     self._was_up, self._down = True, False
                     return reply
@@ -208,9 +213,17 @@ class Client:
         return OutcomeUnknown(f"{text}: the request may have been applied or not") if unsure else Unavailable(text)
 
     def _connect(self, timeout: float) -> socket.socket:
+        """Return a connection to the manager, which is started first if there is none and this client may."""
+        try:
+            return self._open(timeout)
+        except Unavailable:
+            if not self._start:
+                raise
+        sidecar.ensure(self.path, timeout=timeout)
+        return self._open(timeout)
+
+    def _open(self, timeout: float) -> socket.socket:
         """Return a connection that has shown, both ways, that the peer knows the key."""
-        if self._start and sidecar.find(self.path) is None:
-            sidecar.ensure(self.path, timeout=timeout)
         if self._directory is None:
             self._directory = StateDirectory.open(self.path, create=False)
         sock = self._directory.connect(timeout)
@@ -233,8 +246,10 @@ class Client:
         lane.close()
         lane.sock = sock
         hello = [PROTOCOL, VERSION, self.session, lane.id]
-        kind, result = lane.ask(lane.pack((None, "accept_connection", [hello], _NO_KEYWORDS)))
-        lane.unsure = False
+        try:
+            kind, result = lane.ask(lane.pack((None, "accept_connection", [hello], _NO_KEYWORDS)))
+        finally:
+            lane.unsure = False  # whatever became of the hello, the request was not sent
         if kind != RETURN:
             lane.close()
             raise from_wire(*result)

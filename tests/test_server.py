@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
+from multiprocessing import AuthenticationError
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,7 @@ class Served:
         self.path = self.directory.path
         self.lock = self.directory.lock()
         self.key = self.directory.key(create=True)
-        self.server: StateServer = Manager(
-            self.directory, self.lock, self.directory.bind(), self.key
-        ).get_server()
+        self.server: StateServer = Manager(self.directory, self.lock, self.directory.bind(), self.key).get_server()
         self.thread = threading.Thread(target=self.server.serve_forever)
         self.thread.start()
 
@@ -119,7 +117,8 @@ def test_a_wrong_key_is_refused(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "stream", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 8, wire.frame(b"x" * 1000), wire.frame(b""), wire.frame(b"\x80\x04.")]
+    "stream",
+    [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 8, wire.frame(b"x" * 1000), wire.frame(b""), wire.frame(b"\x80\x04.")],
 )
 def test_a_stranger_that_talks_nonsense_is_closed(served: Served, stream: bytes) -> None:
     sock = served.stranger()
@@ -195,9 +194,7 @@ def test_arbitrary_bytes_in_arbitrary_cuts_never_end_the_server(served: Served, 
 def test_a_pipeline_is_answered_in_order(served: Served) -> None:
     with served.lane() as sock:
         count = 3000
-        request = b"".join(
-            wire.frame(msgpack.packb(["counter", "increment", ["c"], {}, i + 1])) for i in range(count)
-        )
+        request = b"".join(wire.frame(msgpack.packb(["counter", "increment", ["c"], {}, i + 1])) for i in range(count))
         sender = threading.Thread(target=sock.sendall, args=(request,))
         sender.start()
         assert [msgpack.unpackb(payload)[1] for payload in read_frames(sock, count)] == list(range(1, count + 1))
@@ -410,7 +407,7 @@ def test_a_pickle_speaking_client_is_told_what_to_do(served: Served) -> None:
 
 
 def test_a_stock_client_with_a_wrong_key(served: Served) -> None:
-    with pytest.raises(connection.AuthenticationError):
+    with pytest.raises(AuthenticationError):
         Stock(str(served.path / SOCKET), b"wrong", serializer="msgpack").connect()
 
 

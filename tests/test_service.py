@@ -176,6 +176,7 @@ def test_no_request_ends_the_service_and_none_is_answered_with_success_that_was_
         service.begin(1_000.0)
         reply = service.handle(lane, payload)
         service.commit()
+        assert reply is not None
         kind, result, *_ = msgpack.unpackb(reply, strict_map_key=False)
         if kind == "#RETURN":
             message = msgpack.unpackb(payload, strict_map_key=False)

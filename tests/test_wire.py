@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import multiprocessing.connection
 import threading
 from typing import Any
@@ -21,7 +22,7 @@ LIMIT = 50
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
     """Cut a stream at these places."""
     edges = [0, *sorted({place % (len(stream) + 1) for place in places}), len(stream)]
-    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [stream[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @given(st.lists(st.binary(max_size=2 * LIMIT), max_size=6), st.lists(st.integers(0, 1000), max_size=8))

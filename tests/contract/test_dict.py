@@ -60,7 +60,9 @@ def test_none_is_a_value_and_not_an_absence(carts: SharedDict) -> None:
     assert carts.pop("a", 4) == 4
 
 
-@pytest.mark.parametrize("value", [None, True, False, 0, -(2**63), 2**63, 2**200, 1.5, "", "ä", b"", b"\xc4", [], {}, ()])
+@pytest.mark.parametrize(
+    "value", [None, True, False, 0, -(2**63), 2**63, 2**200, 1.5, "", "ä", b"", b"\xc4", [], {}, ()]
+)
 def test_values_come_back_as_they_were(carts: SharedDict, value: Any) -> None:
     carts["a"] = value
     assert carts["a"] == value
@@ -300,8 +302,8 @@ def test_nothing_is_seen_after_its_deadline(carts: SharedDict) -> None:
         last_seen = asked
     assert last_seen - set_at <= 0.3
     assert time.time() - before >= 0.3
-    while carts.ttl("b") if "b" in carts else False:
-        pass
+    while "b" in carts:
+        assert time.time() - set_at < 5
     assert "a" not in carts
     assert carts.add("b", 2)
     assert carts.get_many(["a", "b", "c"]) == {"b": 2}
@@ -312,7 +314,7 @@ def test_nothing_is_seen_after_its_deadline(carts: SharedDict) -> None:
 
 def test_memory_comes_back_without_anyone_asking(manager: StateManager, carts: SharedDict) -> None:
     before = manager.stats()["entries"]
-    carts.set_many({i: "x" * 100 for i in range(2000)}, ttl=0.2)
+    carts.set_many(dict.fromkeys(range(2000), "x" * 100), ttl=0.2)
     assert manager.stats()["entries"] == before + 2000
     deadline = time.monotonic() + 10
     while manager.stats()["entries"] > before and time.monotonic() < deadline:

@@ -65,7 +65,7 @@ def test_secret(manager: StateManager, reach: Callable[[], StateManager]) -> Non
     first = secret.current
     assert len(first) == 64
     int(first, 16)
-    assert secret.previous == ()
+    assert not secret.previous
     assert reach().secret("session-test").current == first
     generation = secret.generation
     secret.rotate()
@@ -134,7 +134,7 @@ def test_spaces_and_drop(manager: StateManager) -> None:
 
 def test_stats_add_up(manager: StateManager) -> None:
     before = manager.stats()
-    manager.dict("carts").set_many({i: "x" * 100 for i in range(100)})
+    manager.dict("carts").set_many(dict.fromkeys(range(100), "x" * 100))
     after = manager.stats()
     assert after["entries"] == before["entries"] + 100
     assert 15_000 < after["bytes"] - before["bytes"] < 40_000
