@@ -15,6 +15,8 @@ from .settings import KEY_LIMIT, VALUE_LIMIT
 
 Key: TypeAlias = str | int | bytes
 
+SHORT: Final = KEY_LIMIT // 4
+"""Characters that a str may have to be within the limit however they are encoded."""
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
 
@@ -25,14 +27,14 @@ def check_name(name: object) -> None:
         raise TypeError(f"a name is a str, not {shown(name)}")
     if not name or name[0] == ":":
         raise ValueError(f"{name!r} is no name: one is not empty, and those that begin with ':' are the manager's")
-    if len(name) * 4 > KEY_LIMIT:
+    if len(name) > SHORT:
         _check_size("a name", len(name.encode()), KEY_LIMIT)
 
 
 def check_key(key: object) -> None:
     """Refuse a key that is not a str, a 64-bit int or bytes, or is over-long. bool is not int here."""
     if type(key) is str:
-        if len(key) * 4 > KEY_LIMIT:  # only one that might be over-long is encoded to find out
+        if len(key) > SHORT:  # only one that might be over-long is encoded to find out
             _check_size("a key", len(key.encode()), KEY_LIMIT)
     elif type(key) is bytes:
         _check_size("a key", len(key), KEY_LIMIT)

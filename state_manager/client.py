@@ -38,6 +38,8 @@ RECV: Final = 65_536
 BACKOFF: Final = (0.002, 0.1)
 """Seconds to wait after the first failed try and at most; each try doubles it."""
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
+_pack_length = LENGTH.pack
+_read_length = LENGTH.unpack_from
 
 
 class Caller(Protocol):
@@ -65,16 +67,18 @@ class Lane:
         """Send a request and return the reply. After an exception the lane is closed, and ``unsure`` tells whether the
         manager may have got the request: it cannot act on half a frame.
         """
-        sock = self.sock
-        assert sock is not None
+        sock: Any = self.sock
         try:
-            sock.sendall(frame(request))
+            sock.sendall(_pack_length(len(request)) + request)
         except BaseException:
             self.close()
             self.unsure = False
             raise
         try:
-            return unpack(receive(sock))
+            data = sock.recv(RECV)
+            if len(data) <= HEADER or _read_length(data)[0] != len(data) - HEADER:
+                return unpack(receive(sock, data))
+            return unpack(data[HEADER:])
         except BaseException:
             self.close()
             self.unsure = True
@@ -263,13 +267,13 @@ class Client:
         self._begin_session()
 
 
-def receive(sock: socket.socket) -> bytes:
-    """Return the payload of the next frame. Raises OSError when the connection breaks or the time is up."""
-    data = sock.recv(RECV)
-    if len(data) > HEADER and LENGTH.unpack_from(data)[0] == len(data) - HEADER:
-        return data[HEADER:]
-    buffer = bytearray(data)
-    while len(buffer) < HEADER or len(buffer) < HEADER + LENGTH.unpack_from(buffer)[0]:
+def receive(sock: socket.socket, first: bytes | None = None) -> bytes:
+    """Return the payload of the next frame, whose ``first`` part may have been read already.
+
+    Raises OSError when the connection breaks or the time is up.
+    """
+    buffer = bytearray(sock.recv(RECV) if first is None else first)
+    while not buffer or len(buffer) < HEADER or len(buffer) < HEADER + _read_length(buffer)[0]:
         data = sock.recv(2**20)
         if not data:
             raise ConnectionResetError("the manager closed the connection")

@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 
@@ -28,20 +27,20 @@ log = logging.getLogger("state_manager")
 class Manager(BaseManager):
     """A ``BaseManager`` of a checked, locked directory, with the objects that stock clients may ask for."""
 
-    def __init__(self, directory: StateDirectory, lock: int, listener: socket.socket, key: bytes) -> None:
-        super().__init__(str(directory.path / SOCKET), key, serializer="msgpack")
+    def __init__(self, directory: StateDirectory, lock: int) -> None:
+        self._key = directory.key(create=True)
+        super().__init__(str(directory.path / SOCKET), self._key, serializer="msgpack")
         self._directory = directory
         self._lock = lock
-        self._listener = listener
-        self._key = key
 
     def get_server(self) -> StateServer:
-        """Return the server; ``serve_forever`` runs it in this thread."""
+        """Return the server, for ``serve_forever``. Nobody can connect before all else is in place."""
+        epoch = self._directory.next_epoch()
         return StateServer(
             self._registry,  # type: ignore[attr-defined]  # the stubs leave it out
-            self._listener,
+            self._directory.bind(),
             self._key,
-            self._directory.next_epoch(),
+            epoch,
             directory=str(self._directory.path),
             reserve_epoch=self._directory.reserve_epoch,
             still_mine=lambda: self._directory.still_mine(self._lock),
@@ -62,7 +61,7 @@ def serve(path: Path, *, ready_fd: int | None = None) -> int:
     try:
         directory = StateDirectory.open(path, create=True)
         lock = directory.lock()
-        server = Manager(directory, lock, directory.bind(), directory.key(create=True)).get_server()
+        server = Manager(directory, lock).get_server()
     except StateError as error:
         log.error("%s", error)
         _report(ready_fd, f"error {error}")

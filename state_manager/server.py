@@ -21,7 +21,6 @@ import logging
 import multiprocessing.managers
 import os
 import secrets
-import selectors
 import socket
 import time
 from collections import deque
@@ -32,13 +31,17 @@ from .commands import TABLE
 from .commands.base import Done, View, row
 from .directory import peer_pid, peer_uid
 from .errors import StateError, TooLarge, Unavailable, to_wire
+from .poller import READ, WRITE, new_poller
 from .service import Lane, Service, Session
 from .settings import FRAME_LIMIT, HANDSHAKE_LIMIT, HANDSHAKE_SECONDS, PROTOCOL, VERSION
 from .stock import StockPeer
 from .store import Store
-from .wire import ERROR, RETURN, Frames, Handshake, frame, packer, unpack
+from .wire import ERROR, HEADER, LENGTH, RETURN, Frames, Handshake, frame, packer, unpack
 
 log = logging.getLogger("state_manager")
+
+_pack_length = LENGTH.pack
+_read_length = LENGTH.unpack_from
 
 RECV: Final = 65_536
 RECV_LARGE: Final = 2**20
@@ -67,10 +70,12 @@ class Clock:
 class Connection:
     """One accepted socket. ``handler`` says what a payload means now: handshake, hello, request."""
 
-    __slots__ = ("closed", "deadline", "frames", "handler", "lane", "outbox", "pending", "sock")
+    __slots__ = ("busy", "closed", "deadline", "frames", "handler", "lane", "outbox", "pending", "recv", "send", "sock")
 
     def __init__(self, sock: socket.socket, handler: Callable[[Connection, bytes], bytes | None]) -> None:
         self.sock = sock
+        self.recv = sock.recv
+        self.send = sock.send
         self.handler = handler
         self.frames = Frames(HANDSHAKE_LIMIT)
         self.pending: deque[bytes | int] = deque()
@@ -78,6 +83,7 @@ class Connection:
         self.lane: Lane | None = None
         self.deadline: float | None = time.monotonic() + HANDSHAKE_SECONDS
         self.closed = False
+        self.busy = False  # half a frame, more than one, or unsent output lies here
 
     def __repr__(self) -> str:
         return f"<Connection {self.lane} pending={len(self.pending)} unsent={len(self.outbox)}>"
@@ -116,29 +122,53 @@ class StateServer(multiprocessing.managers.Server):
         table["manager", "shutdown"] = row("manager", "shutdown", self._shutdown, writes=False)
         self.service = Service(Store(epoch), token=lambda: secrets.token_hex(32), table=table)
         self._pack = packer().pack
-        self._selector = selectors.DefaultSelector()
-        self._connections: set[Connection] = set()
+        self._poller = new_poller()
+        self._ready: dict[int, Connection | Callable[[], object]] = {}  # what to do when a descriptor is ready
         self._by_lane: dict[Lane, Connection] = {}
         self._backlog: deque[Connection] = deque()
         self._watched: dict[Session, int] = {}
         self._unwatched: dict[Session, float] = {}
         self._accepting = True
         self._stopping = False
+        self._untidy = False
         self._next_housekeeping = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
         listener.setblocking(False)
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+        self._register(listener.fileno(), self._accept)
+        self._register(self._wake_read, lambda: os.read(self._wake_read, 4096))
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def serve_forever(self) -> None:
         """Serve until stopped, then send what is unsent and close everything."""
+        poll, clock, ready = self._poller.poll, self._clock, self._ready
         try:
             while not self._stopping:
-                self._tick(self._selector.select(self._timeout()))
+                events = poll(0.0 if self._backlog or self._untidy else HOUSEKEEPING)
+                now = clock()
+                if len(events) != 1 or self._backlog or not self._one(ready[events[0][0]], now):
+                    self._tick(events, now)
+                if now >= self._next_housekeeping or self._untidy:
+                    self._keep_house(now)
         finally:
             self._close_all()
+
+    def _one(self, connection: object, now: float) -> bool:
+        """Do the usual tick, one whole request on one lane, by the short way; return whether it was one."""
+        if type(connection) is not Connection or connection.lane is None or connection.busy:
+            return False
+        data = self._receive(connection)
+        if len(data) <= HEADER or _read_length(data)[0] != len(data) - HEADER:
+            if data and self._cut(connection, data):
+                self._run(deque((connection,)), now)
+            return True
+        service = self.service
+        service.begin(now)
+        reply = service.handle(connection.lane, data[HEADER:])
+        service.commit()
+        if reply is not None:
+            self._send(connection, _pack_length(len(reply)) + reply)
+        return True
 
     def stop(self) -> None:
         """End ``serve_forever`` after the present tick. May be called from a signal handler."""
@@ -146,39 +176,30 @@ class StateServer(multiprocessing.managers.Server):
         with contextlib.suppress(OSError):
             os.write(self._wake_write, b"\0")
 
-    def _timeout(self) -> float:
-        if self._backlog:
-            return 0.0
-        wait = self._next_housekeeping - time.monotonic()
-        due = self.service.store.next_due()
-        if due is not None:
-            wait = min(wait, due - self._clock())
-        return max(0.0, wait)
+    def _tick(self, events: list[tuple[int, int]], now: float) -> None:
+        """Read what is ready and run one request of each connection that has one."""
+        runnable, self._backlog = self._backlog, deque()
+        for fd, mask in events:
+            ready = self._ready.get(fd)
+            if type(ready) is not Connection:
+                if ready is not None:  # else closed by what came before it in this tick
+                    ready()  # type: ignore[operator]
+            elif mask & WRITE:
+                self._flush(ready)
+            elif not ready.pending:  # what lies here already comes first
+                data = self._receive(ready)
+                if data and self._cut(ready, data):
+                    runnable.append(ready)
+        if runnable:
+            self._run(runnable, now)
 
-    def _tick(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
-        ready: deque[Connection] = self._backlog
-        self._backlog = deque()
-        for key, mask in events:
-            data = key.data
-            if type(data) is Connection:
-                if mask & selectors.EVENT_WRITE:
-                    self._flush(data)
-                elif self._read(data):
-                    ready.append(data)
-            else:
-                data()
-        if ready:
-            self._run(ready)
-        if not events or time.monotonic() >= self._next_housekeeping:
-            self._keep_house()
-
-    def _run(self, ready: deque[Connection]) -> None:
+    def _run(self, runnable: deque[Connection], now: float) -> None:
         """Run one request of each of these connections, commit, and send the replies."""
         service = self.service
-        service.begin(self._clock())
+        service.begin(now)
         replies: list[tuple[Connection, bytes]] = []
         size = 0
-        for connection in ready:
+        for connection in runnable:
             if connection.closed or connection.outbox or not connection.pending:
                 continue  # one with unsent output comes back when that has gone
             if size > TICK_BYTES:
@@ -194,6 +215,8 @@ class StateServer(multiprocessing.managers.Server):
                 size += len(reply)
             if connection.pending:
                 self._backlog.append(connection)
+            else:
+                connection.busy = connection.frames.started
         service.commit()
         for connection, reply in replies:
             self._send(connection, frame(reply))
@@ -207,7 +230,7 @@ class StateServer(multiprocessing.managers.Server):
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 # The listener would stay ready and the loop would spin; housekeeping tries again.
                 log.warning("cannot accept a connection: %s; trying again in %s s", error.strerror, HOUSEKEEPING)
-                self._selector.unregister(self._listener)
+                self._unregister(self._listener.fileno())
                 self._accepting = False
             return
         uid = peer_uid(sock)
@@ -218,26 +241,36 @@ class StateServer(multiprocessing.managers.Server):
         sock.setblocking(False)
         handshake = Handshake(self._key)
         connection = Connection(sock, lambda connection, payload: self._shake(connection, handshake, payload))
-        self._connections.add(connection)
-        self._selector.register(sock, selectors.EVENT_READ, connection)
+        self._register(sock.fileno(), connection)
         self._send(connection, frame(handshake.first))
 
-    def _read(self, connection: Connection) -> bool:
-        """Read what there is; return whether a request is complete."""
-        if connection.closed or connection.pending:
-            return False  # what lies here already comes first
-        frames = connection.frames
+    def _register(self, fd: int, ready: Connection | Callable[[], object]) -> None:
+        self._ready[fd] = ready
+        self._poller.register(fd, READ)
+
+    def _unregister(self, fd: int) -> None:
+        del self._ready[fd]
+        self._poller.unregister(fd)
+
+    def _receive(self, connection: Connection) -> bytes:
+        """Return what there is to read, nothing if that is nothing or the connection has ended."""
         try:
-            data = connection.sock.recv(RECV_LARGE if frames.started else RECV)
-            if not data:
-                self._close(connection)
-                return False
-            connection.pending.extend(frames.feed(data))
+            data = connection.recv(RECV_LARGE if connection.busy else RECV)
         except (BlockingIOError, InterruptedError):
-            return False
-        except (OSError, ValueError):
+            return b""
+        except OSError:
+            data = b""
+        if not data:
             self._close(connection)
-            return False
+        return data
+
+    def _cut(self, connection: Connection, data: bytes) -> bool:
+        """Cut data into requests; return whether there is one."""
+        try:
+            connection.pending.extend(connection.frames.feed(data))
+        except ValueError:
+            self._close(connection)
+        connection.busy = connection.frames.started or len(connection.pending) > 1
         return bool(connection.pending)
 
     def _send(self, connection: Connection, data: bytes) -> None:
@@ -245,7 +278,7 @@ class StateServer(multiprocessing.managers.Server):
             return
         if not connection.outbox:
             try:
-                sent = connection.sock.send(data)
+                sent = connection.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:
@@ -255,12 +288,13 @@ class StateServer(multiprocessing.managers.Server):
                 return
             data = data[sent:]
         connection.outbox += data
-        self._selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
+        connection.busy = True
+        self._poller.modify(connection.sock.fileno(), WRITE)
 
     def _flush(self, connection: Connection) -> None:
         data, connection.outbox = memoryview(connection.outbox), b""
         try:
-            sent = connection.sock.send(data)
+            sent = connection.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
@@ -268,16 +302,17 @@ class StateServer(multiprocessing.managers.Server):
             return
         connection.outbox = bytes(data[sent:])
         if not connection.outbox:
-            self._selector.modify(connection.sock, selectors.EVENT_READ, connection)
+            self._poller.modify(connection.sock.fileno(), READ)
             if connection.pending:
                 self._backlog.append(connection)
+            else:
+                connection.busy = connection.frames.started
 
     def _close(self, connection: Connection) -> None:
         if connection.closed:
             return
         connection.closed = True
-        self._connections.discard(connection)
-        self._selector.unregister(connection.sock)
+        self._unregister(connection.sock.fileno())
         connection.sock.close()
         lane = connection.lane
         if lane is not None and self._by_lane.get(lane) is connection:
@@ -286,18 +321,25 @@ class StateServer(multiprocessing.managers.Server):
                 self._unwatched[lane.session] = time.monotonic()
 
     def _close_all(self) -> None:
-        self._selector.unregister(self._listener) if self._accepting else None
+        if self._accepting:
+            self._unregister(self._listener.fileno())
         self._listener.close()
         end = time.monotonic() + 1.0
-        while (left := end - time.monotonic()) > 0 and any(connection.outbox for connection in self._connections):
-            for key, mask in self._selector.select(left):
-                if type(key.data) is Connection and mask & selectors.EVENT_WRITE:
-                    self._flush(key.data)
-        for connection in list(self._connections):
+        while (left := end - time.monotonic()) > 0 and any(connection.outbox for connection in self.connections()):
+            for fd, mask in self._poller.poll(left):
+                connection = self._ready.get(fd)
+                if type(connection) is Connection and mask & WRITE:
+                    self._flush(connection)
+        for connection in self.connections():
             self._close(connection)
-        for descriptor in (*self._watched.values(), self._wake_read, self._wake_write):
+        self._wake_write, wake_write = -1, self._wake_write  # ``stop`` may still be called
+        for descriptor in (*self._watched.values(), self._wake_read, wake_write):
             os.close(descriptor)
-        self._selector.close()
+        self._poller.close()
+
+    def connections(self) -> list[Connection]:
+        """Return the open connections."""
+        return [ready for ready in self._ready.values() if type(ready) is Connection]
 
     # -- what a payload means: handshake, hello, request -----------------------------------------------------------
 
@@ -366,12 +408,12 @@ class StateServer(multiprocessing.managers.Server):
             self._unwatched[session] = time.monotonic()
             return
         self._watched[session] = descriptor
-        self._selector.register(descriptor, selectors.EVENT_READ, lambda: self._end(session))
+        self._register(descriptor, lambda: self._end(session))
 
     def _end(self, session: Session) -> None:
         descriptor = self._watched.pop(session, None)
         if descriptor is not None:
-            self._selector.unregister(descriptor)
+            self._unregister(descriptor)
             os.close(descriptor)
         self._unwatched.pop(session, None)
         for lane in session.lanes.values():
@@ -382,29 +424,26 @@ class StateServer(multiprocessing.managers.Server):
 
     # -- housekeeping ----------------------------------------------------------------------------------------------
 
-    def _woken(self) -> None:
-        os.read(self._wake_read, 4096)
-
-    def _keep_house(self) -> None:
-        self.service.begin(self._clock())
-        if self.service.tidy():
-            self._next_housekeeping = 0.0  # more of it in the next tick, after those who wait
-            return
-        now = time.monotonic()
+    def _keep_house(self, now: float) -> None:
+        """Do what no event announces: a bounded part of what there is to tidy, and the rest of it once a second."""
+        self.service.begin(now)
+        self._untidy = self.service.tidy()
         if now < self._next_housekeeping:
             return
         self._next_housekeeping = now + HOUSEKEEPING
-        for connection in [each for each in self._connections if each.deadline is not None and each.deadline < now]:
-            self._close(connection)
+        late = time.monotonic()
+        for connection in self.connections():
+            if connection.deadline is not None and connection.deadline < late:
+                self._close(connection)
         attached = {lane.session for lane in self._by_lane}
         for session, seen in list(self._unwatched.items()):
             if session in attached:
-                self._unwatched[session] = now
-            elif now - seen > GRACE:
+                self._unwatched[session] = late
+            elif late - seen > GRACE:
                 self._end(session)
         if not self._accepting:
             self._accepting = True
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            self._register(self._listener.fileno(), self._accept)
         store = self.service.store
         if store.last_epoch - store.epoch < EPOCHS_AHEAD // 2:
             self._reserve_epoch(store.epoch + EPOCHS_AHEAD)
@@ -425,7 +464,7 @@ class StateServer(multiprocessing.managers.Server):
             "directory": self._directory,
             "epoch": store.epoch,
             "uptime": time.monotonic() - self._started,
-            "connections": len(self._connections),
+            "connections": len(self.connections()),
             "sessions": len(self.service.sessions),
             "spaces": len(store.spaces),
             "entries": store.entries,

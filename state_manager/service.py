@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from .checks import Key
 from .commands import TABLE, Command
-from .commands.base import Wait
 from .errors import to_wire
 from .store import ABSENT, Change, Entry, Store, cost
 from .wire import ERROR, RETURN, packer, unpack
@@ -75,9 +74,10 @@ class StoreView:
 
     def __init__(self, store: Store, token: Callable[[], str]) -> None:
         self.store = store
+        self._spaces = store.spaces
         self.token = token
         self.now = 0.0
-        self.session: Session | None = None
+        self.lane: Lane | None = None
         self.changes: list[Change] = []
         self.undo: list[Change] = []
         self.cursors: OrderedDict[int, Cursor] = OrderedDict()
@@ -89,11 +89,14 @@ class StoreView:
         self.changes += changes
 
     def get(self, space: str, key: Key) -> Any:
-        found = self.store.get(space, key)
-        if type(found) is Entry and found.deadline <= self.now:
+        found = self._spaces.get(space)
+        if found is None:
+            return ABSENT
+        entry = found.entries.get(key, ABSENT)
+        if type(entry) is Entry and entry.deadline <= self.now:
             self.apply(((space, key, ABSENT),))
             return ABSENT
-        return found
+        return entry
 
     def version(self, space: str, key: Key) -> int:
         return self.store.version(space, key)
@@ -113,15 +116,16 @@ class StoreView:
         return [(space.name, len(space.entries), space.bytes) for space in self.store.spaces.values()]
 
     def page(self, space: str, cursor: int | None) -> tuple[list[tuple[Key, Any]], int | None]:
+        session = self.lane.session if self.lane else None
         if cursor is None:
             found = self.store.spaces.get(space)
             keys = list(found.entries) if found else []
             keys.reverse()  # so that the next one is the last one, which a list gives up at no cost
             cursor = self._last_cursor = self._last_cursor + 1
-            self.cursors[cursor] = Cursor(space, keys, self.session)
+            self.cursors[cursor] = Cursor(space, keys, session)
             self._cursor_keys += len(keys)
         opened = self.cursors.get(cursor)
-        if opened is None or opened.space != space or opened.owner is not self.session:
+        if opened is None or opened.space != space or opened.owner is not session:
             raise ValueError(f"the iteration over {space!r} rested for too long and was given up: begin it again")
         page: list[tuple[Key, Any]] = []
         size, before, keys = 0, len(opened.keys), opened.keys
@@ -185,33 +189,35 @@ class Service:
                 number = message[4]
                 if number <= lane.number:
                     return lane.reply if number == lane.number else None
-            kind, name, args, keywords = message[:4]
-            if type(args) is not list or keywords != {}:
+            args = message[2]
+            if type(args) is not list or message[3]:
                 raise ValueError("a request's arguments are a list, and it has no keyword arguments")
-            self._view.session = lane.session if lane else None
-            reply = [RETURN, self.call(kind, name, args)]
+            self._view.lane = lane
+            result = self.call(message[0], message[1], args)
         except Exception as error:
-            reply = [ERROR, to_wire(error)]
-        if number is None or lane is None:
-            return self._pack(reply)
-        reply.append(number)
-        lane.number = number
-        lane.reply = self._pack(reply)
-        return lane.reply
+            reply = self._pack((ERROR, to_wire(error)) if number is None else (ERROR, to_wire(error), number))
+        else:
+            reply = self._pack((RETURN, result) if number is None else (RETURN, result, number))
+        if lane is not None and number is not None:
+            lane.number = number
+            lane.reply = reply
+        return reply
 
     def call(self, kind: str, name: str, args: Sequence[Any]) -> Any:
         """Run one command and return its result; its changes are applied."""
-        command = self._table.get((kind, name)) if type(kind) is str and type(name) is str else None
-        if command is None:
-            raise ValueError(f"unknown command {kind!r}.{name!r}")
+        try:
+            command = self._table[kind, name]
+        except (KeyError, TypeError):
+            raise ValueError(f"unknown command {kind!r}.{name!r}") from None
         if not command.least <= len(args) <= command.most:
             raise TypeError(f"{kind}.{name} takes {command.least} to {command.most} arguments, not {len(args)}")
         self.commands += 1
-        outcome = command.function(self._view, self._view.now, *args)
-        assert not isinstance(outcome, Wait), "parking comes with the first command that waits"
+        view = self._view
+        outcome = command.function(view, view.now, *args)
+        assert type(outcome) is tuple, "parking comes with the first command that waits"
         result, changes = outcome
         if changes:
-            self._view.apply(changes)
+            view.apply(changes)
         return result
 
     def commit(self) -> None:

@@ -12,9 +12,9 @@ Rules
 from __future__ import annotations
 
 import heapq
-import sys
 from array import array
 from collections.abc import Iterable, Iterator
+from sys import getsizeof
 from typing import Any, Final, Literal, TypeAlias
 from zlib import crc32
 
@@ -71,21 +71,23 @@ Change: TypeAlias = tuple[str, Key | None, Any]
 
 ENTRY_COST: Final = 96
 """Bytes that a dict spends on one item beside key and value, on the average of its growth steps."""
-DEADLINE_COST: Final = sys.getsizeof(Entry(None, 0.0)) + 24 + 160
+DEADLINE_COST: Final = getsizeof(Entry(None, 0.0)) + 24 + 160
 """What a deadline adds: the Entry, its float and its place in a bucket."""
 
 
 def cost(key: Key, entry: Any) -> int:
     """Return the bytes of memory that an entry takes, closely enough to add up to what the process grows by."""
     if type(entry) is Entry:
-        return ENTRY_COST + DEADLINE_COST + sys.getsizeof(key) + _value_cost(entry.value)
-    return ENTRY_COST + sys.getsizeof(key) + _value_cost(entry)
+        return ENTRY_COST + DEADLINE_COST + getsizeof(key) + _value_cost(entry.value)
+    if type(entry) is list:
+        return ENTRY_COST + getsizeof(key) + _value_cost(entry)
+    return ENTRY_COST + getsizeof(key) + getsizeof(entry)
 
 
 def _value_cost(value: Stored) -> int:
     if type(value) is list:
-        return sys.getsizeof(value) + sum(map(_value_cost, value))
-    return sys.getsizeof(value)
+        return getsizeof(value) + sum(map(_value_cost, value))
+    return getsizeof(value)
 
 
 def _key_bytes(key: Key) -> bytes:
@@ -125,6 +127,7 @@ class Store:
         self.versions = array("Q")
         self._deadlines = Deadlines()
         self._rubbish: list[tuple[str, dict[Key, Any]]] = []
+        self._emptied = False
         self.versions = array("Q", [epoch << EPOCH_SHIFT]) * SLOTS
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ class Store:
         """Return the version of the slot that this key has or would have."""
         space = self.spaces.get(name)
         seed = crc32(name.encode()) if space is None else space.seed
-        return self.versions[crc32(_key_bytes(key), seed) & MASK]
+        return self.versions[crc32(key.encode() if type(key) is str else _key_bytes(key), seed) & MASK]
 
     def space_version(self, name: str) -> int:
         """Return the version of the space itself, which every change in it advances."""
@@ -161,34 +164,38 @@ class Store:
             entries = space.entries
             old = entries.get(key, ABSENT)
             undo.append((name, key, old))
-            growth = 0
-            if old is not ABSENT:
-                growth -= cost(key, old)
+            if old is ABSENT:
+                growth = 0
+            else:
+                growth = -cost(key, old)
                 if type(old) is Entry:
                     self._deadlines.discard(old.deadline, name, key)
-            if entry is ABSENT:
-                if old is not ABSENT:
-                    del entries[key]
-                    self.entries -= 1
-            else:
+            if entry is not ABSENT:
+                entries[key] = entry
                 growth += cost(key, entry)
                 if old is ABSENT:
                     self.entries += 1
-                entries[key] = entry
                 if type(entry) is Entry:
                     self._deadlines.add(entry.deadline, name, key)
-            space.bytes += growth
-            self.bytes += growth
-            seed = space.seed
-            versions[crc32(_key_bytes(key), seed) & MASK] += 1
-            versions[seed & MASK] += 1
-            if not entries:
+            elif old is not ABSENT:
+                del entries[key]
+                self.entries -= 1
+                if not entries:
+                    del spaces[name]
+            elif not entries:
                 del spaces[name]
+            if growth:
+                space.bytes += growth
+                self.bytes += growth
+            seed = space.seed
+            versions[crc32(key.encode() if type(key) is str else _key_bytes(key), seed) & MASK] += 1
+            versions[seed & MASK] += 1
         undo.reverse()
         return undo
 
     def _replace(self, space: Space, entries: Absent | dict[Key, Any]) -> dict[Key, Any]:
         """Swap all entries of a space for others (none, if ABSENT) and return the former ones."""
+        self._emptied = True
         former = space.entries
         space.entries = {} if isinstance(entries, Absent) else entries
         total = sum(cost(key, entry) for key, entry in space.entries.items())
@@ -232,7 +239,9 @@ class Store:
 
     def discard(self, undo: Iterable[Change]) -> None:
         """Take the undo of changes that are now final: ``collect`` frees the whole spaces in it, slice by slice."""
-        self._rubbish.extend((name, entries) for name, key, entries in undo if key is None and entries)
+        if self._emptied:
+            self._emptied = False
+            self._rubbish.extend((name, entries) for name, key, entries in undo if key is None and entries)
 
     def collect(self, limit: int) -> bool:
         """Free up to ``limit`` entries of emptied spaces; return whether there are more. A million take long."""

@@ -28,6 +28,7 @@ ERROR: Final = "#ERROR"
 LENGTH: Final = struct.Struct("!i")
 HEADER: Final = LENGTH.size
 
+_unpackb = msgpack.unpackb
 _pack_length = LENGTH.pack
 _read_length = LENGTH.unpack_from
 
@@ -45,7 +46,7 @@ def packer() -> msgpack.Packer:
 def unpack(payload: bytes | memoryview) -> Any:
     """Return the message in a payload. Raises ValueError for anything that is not exactly one msgpack value."""
     try:
-        return msgpack.unpackb(payload, strict_map_key=False)
+        return _unpackb(payload, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise ValueError(f"not a msgpack message ({type(error).__name__}: {error})") from None
 
@@ -55,13 +56,9 @@ class Frames:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.started = False  # whether a frame has begun and not ended
         self._buffer = bytearray()
         self._skip = 0
-
-    @property
-    def started(self) -> bool:
-        """Whether a frame has begun and not ended."""
-        return bool(self._buffer) or self._skip > 0
 
     def feed(self, data: bytes) -> list[bytes | int]:
         """Return what these bytes complete: payloads, and the sizes of frames that were too long.
@@ -91,6 +88,7 @@ class Frames:
                 found.append(bytes(buffer[start + HEADER : end]))
                 start = end
         del buffer[:start]
+        self.started = bool(buffer) or self._skip > 0
         return found
 
 

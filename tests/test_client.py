@@ -322,7 +322,7 @@ def test_threads_share_a_client(manager: StateManager) -> None:
 
 
 def test_a_forked_child_has_lanes_of_its_own(manager: StateManager) -> None:
-    """gunicorn forks without multiprocessing's hooks: children that shared a connection would read each other's replies."""
+    """gunicorn forks without multiprocessing's hooks: children sharing a connection would read each other's replies."""
     carts = manager.dict("carts")
     carts["parent"] = "parent"
     children = []

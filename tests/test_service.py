@@ -241,7 +241,7 @@ def test_meeting_an_expired_entry_is_a_change(service: Service) -> None:
     version = service.call("dict", "get", ["a", "x"])[0]
     service.begin(1_005.0)
     found = service.call("dict", "get", ["a", "x"])
-    assert found == [service.store.version("a", "x")]
+    assert list(found) == [service.store.version("a", "x")]
     assert found[0] > version
     assert service.store.entries == 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..checks import Key, check_int, check_key, check_name, check_stored, seconds
+from ..checks import SHORT, Key, check_int, check_key, check_name, check_stored, seconds
 from ..store import ABSENT, Entry, Stored
 from .base import Done, View, check_readable, entry, row, value_of, with_value
 
@@ -12,10 +12,12 @@ from .base import Done, View, check_readable, entry, row, value_of, with_value
 def get(view: View, now: float, space: str, key: Key) -> Done:
     """Return ``[version, value]``, or ``[version]`` when the key is absent."""
     check_readable(space)
-    check_key(key)
+    if type(key) is not str or len(key) > SHORT:
+        check_key(key)
     found = view.get(space, key)
-    version = view.version(space, key)
-    return ([version] if found is ABSENT else [version, value_of(found)]), ()
+    if found is ABSENT:
+        return (view.version(space, key),), ()
+    return (view.version(space, key), found.value if type(found) is Entry else found), ()
 
 
 def contains(view: View, now: float, space: str, key: Key) -> Done:
@@ -28,7 +30,8 @@ def contains(view: View, now: float, space: str, key: Key) -> Done:
 def set_(view: View, now: float, space: str, key: Key, value: Stored, ttl: float | None = None) -> Done:
     """Store a value, whatever was there."""
     check_name(space)
-    check_key(key)
+    if type(key) is not str or len(key) > SHORT:
+        check_key(key)
     check_stored(value)
     return None, ((space, key, value if ttl is None else entry(value, ttl, now)),)
 
