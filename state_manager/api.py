@@ -33,11 +33,16 @@ class StateManager:
     """
 
     def __init__(self, address: Address, caller: Caller) -> None:
-        self.address = address
+        self._address = address
         self._caller = caller
 
     def __repr__(self) -> str:
         return f"<StateManager {self.address}: {self._caller!r}>"
+
+    @property
+    def address(self) -> Address:
+        """Where the state is."""
+        return self._address
 
     def __enter__(self) -> StateManager:
         return self
@@ -112,6 +117,7 @@ def connect(
     address: str | os.PathLike[str] | None = None,
     *,
     timeout: float = DEFAULT_TIMEOUT,
+    near_cache: bool = True,
     start: bool = False,
 ) -> StateManager:
     """Return the manager of ``address``; nothing is connected yet.
@@ -119,6 +125,7 @@ def connect(
     ``address``: a directory; ``"memory://"`` for a new, empty store in this process; ``"memory://NAME"`` for one that
     this process shares; None for ``$STATE_MANAGER_ADDRESS``, else ``$STATE_MANAGER_DIR``, else ``./.state``.
     ``timeout``: seconds for one operation, retries included. ``start``: start a manager for the directory if none runs.
+    ``near_cache``: whether reads may be answered from this process's own copies; this version keeps none.
     """
     if type(timeout) not in (int, float) or not 0 < timeout < 1e6:
         raise ValueError(f"a timeout is a number of seconds above zero, not {shown(timeout)}")

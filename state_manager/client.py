@@ -9,8 +9,8 @@ Rules
 - A numbered request (a write) that broke off is sent again on the same lane with the same number: the manager answers
   from the stored reply if it had applied it. Only a manager that does not know the lane cannot tell, hence
   ``OutcomeUnknown``.
-- One deadline covers an operation with all of its retries. Once it has passed, every call tries once and does not wait,
-  until the manager answers again.
+- One deadline covers an operation with all of its retries. Once it has passed, a call waits for a moment only, until the
+  manager answers again: else each request of a web worker would hang for the whole of it.
 - A child forked from this process closes its copies of the lanes, without a word to the manager, and is a new session.
 - ``socket.socket``, ``time.sleep`` are looked up when they are used: gevent may replace them after this was imported.
 """
@@ -35,6 +35,8 @@ from .settings import FRAME_LIMIT, PROTOCOL, VERSION
 from .wire import HEADER, LENGTH, RETURN, check_server, check_welcome, client_handshake, frame, packer, unpack
 
 RECV: Final = 65_536
+DOWN_SECONDS: Final = 0.1
+"""The deadline of a call after one whose own has passed."""
 BACKOFF: Final = (0.002, 0.1)
 """Seconds to wait after the first failed try and at most; each try doubles it."""
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
@@ -147,6 +149,7 @@ class Client:
                 try:
                     reply = lane.ask(request)
                 except (TimeoutError, BlockingIOError):
+                    self._give_up()
                     raise self._too_late(numbered and lane.unsure) from None
                 except OSError:
                     reply = self._ask_again(lane, request, numbered)
@@ -158,10 +161,7 @@ class Client:
 
     def close(self) -> None:
         """Close this process's connections. Using the client again opens new ones."""
-        lanes, self._idle = self._idle, deque()
-        for lane in lanes:
-            lane.close()
-        self._idle.extend(lanes)
+        self._close_idle()
         if self._directory is not None:
             self._directory.close()
             self._directory = None
@@ -175,7 +175,7 @@ class Client:
 
     def _ask_again(self, lane: Lane, request: bytes, numbered: bool) -> Any:
         """Attach the lane and send the request, again and again until there is an answer or the deadline has passed."""
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + (min(self.timeout, DOWN_SECONDS) if self._down else self.timeout)
         delay, longest = BACKOFF
         unsure = numbered and lane.unsure
         while True:
@@ -201,7 +201,8 @@ class Client:
                     return reply
             left = deadline - time.monotonic()
             if left <= 0 or self._down or self._hopeless():
-                self._down = self._was_up
+                if left <= 0:
+                    self._give_up()
                 if isinstance(reason, Unavailable) and not unsure:
                     raise reason
                 raise self._too_late(unsure) from None
@@ -211,6 +212,20 @@ class Client:
     def _hopeless(self) -> bool:
         """Whether nobody ever was here: then there is no restart to wait for, and the caller learns it at once."""
         return not self._was_up and not self._start and not os.path.lexists(self.path / SOCKET)
+
+    def _give_up(self) -> None:
+        """Note that a deadline has passed, and close what might make the next call wait for another one."""
+        self._down = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        lanes: list[Lane] = []
+        with contextlib.suppress(IndexError):
+            while True:  # who has taken a lane off the stack has it for himself
+                lanes.append(self._idle.pop())
+        for lane in lanes:
+            lane.close()
+        self._idle.extend(lanes)
 
     def _too_late(self, unsure: bool) -> Unavailable:
         text = f"the manager of {self.path} did not answer within {self.timeout:g} s"

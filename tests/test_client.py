@@ -453,3 +453,28 @@ print("good")
     environment = {**os.environ}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, env=environment)
     assert done.stdout == "good\n", done.stderr
+
+
+def test_a_manager_that_hangs_costs_its_deadline_once(directory: Path, process: subprocess.Popen[bytes]) -> None:
+    manager = connect(directory, timeout=1.0)
+    threads = [threading.Thread(target=manager.ping) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(Unavailable):
+        manager.ping()
+    start = time.monotonic()
+    for _ in range(4):
+        with pytest.raises(Unavailable):
+            manager.ping()
+    assert time.monotonic() - start < 1.0
+    os.kill(process.pid, signal.SIGCONT)
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            manager.ping()
+            break
+        except Unavailable:
+            assert time.monotonic() < deadline
