@@ -1,0 +1,12 @@
+"""Shared state in a Flask app.
+
+from state_manager.flask import SharedState
+state = SharedState(app)
+visits = state.counter("visits")
+"""
+
+from __future__ import annotations
+
+from .extension import SharedState
+
+__all__ = ["SharedState"]

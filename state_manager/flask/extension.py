@@ -1,0 +1,95 @@
+"""``SharedState``: a ``StateManager`` that finds out at each use which app's manager it is.
+
+So proxies may be made at import, before ``init_app``, and belong to whichever app is current when they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from flask import Flask, current_app, has_app_context
+from flask.sessions import SecureCookieSessionInterface
+
+from ..api import StateManager
+from ..settings import Address
+from . import unavailable
+from .binding import Binding
+from .keys import SharedKeyInterface
+
+if TYPE_CHECKING:
+    from flask.ctx import RequestContext
+
+EXTENSION = "state_manager"
+
+
+class SharedState(StateManager):
+    """The shared state of one or more Flask apps, with all that ``StateManager`` has.
+
+    ``SharedState(app)`` or ``init_app(app)`` also give the app its session key and answer 503 while no manager can be
+    reached. They start no manager, and wait for none to start.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._bindings: WeakKeyDictionary[Flask, Binding] = WeakKeyDictionary()
+        self._caller = _CurrentCaller(self)
+        if app is not None:
+            self.init_app(app)
+
+    def __repr__(self) -> str:
+        return f"<SharedState of {', '.join(app.name for app in self._bindings) or 'no app yet'}>"
+
+    def init_app(self, app: Flask) -> None:
+        """Make this the app's shared state. Raises ValueError for a bad setting, RuntimeError if the app has one."""
+        if EXTENSION in app.extensions:
+            raise RuntimeError(f"the app {app.name!r} has a SharedState already: call init_app once for an app")
+        binding = Binding(app)
+        flasks_own = app.request_context
+
+        def request_context(environ: dict[str, Any]) -> RequestContext:
+            """Refresh the key first: this is where every request begins, and test_request_context too."""
+            binding.refresh_key(app)
+            return flasks_own(environ)
+
+        unavailable.install(app, lambda: binding.settings.retry_after)
+        app.request_context = request_context  # type: ignore[method-assign]
+        if type(app.session_interface) is SecureCookieSessionInterface:
+            app.session_interface = SharedKeyInterface(binding.keys)
+        app.extensions[EXTENSION] = self
+        self._bindings[app] = binding
+
+    @property
+    def manager(self) -> StateManager:
+        """The manager of the current app or, outside of one, of the only app. Raises RuntimeError if there is none."""
+        if has_app_context():
+            app = current_app._get_current_object()  # type: ignore[attr-defined]
+            if app not in self._bindings:
+                raise RuntimeError(f"this SharedState does not know the app {app.name!r}: call init_app(app) first")
+        else:
+            apps = list(self._bindings)
+            if len(apps) != 1:
+                raise RuntimeError(f"which of {len(apps)} apps? Call init_app(app), or use `with app.app_context():`")
+            (app,) = apps
+        return self._bindings[app].manager(app)
+
+    @property
+    def address(self) -> Address:  # type: ignore[override]
+        """Where the manager is."""
+        return self.manager.address
+
+
+class _CurrentCaller:
+    """What the proxies call; it passes everything to the manager that is the right one at that moment."""
+
+    def __init__(self, state: SharedState) -> None:
+        self._state = state
+
+    def __repr__(self) -> str:
+        return repr(self._state)
+
+    def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
+        return self._state.manager._caller.call(kind, name, args, numbered)
+
+    def close(self) -> None:
+        self._state.manager.close()
