@@ -27,66 +27,34 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from .clock import Clock
 from .commands import TABLE
 from .commands.base import Done, View, row
+from .connection import Connection, Handler
 from .directory import peer_pid, peer_uid
 from .errors import StateError, TooLarge, Unavailable, to_wire
 from .poller import READ, WRITE, new_poller
-from .service import Lane, Service, Session
-from .settings import FRAME_LIMIT, HANDSHAKE_LIMIT, HANDSHAKE_SECONDS, PROTOCOL, VERSION
+from .processes import start_time
+from .service import Log, Service
+from .sessions import LANE_BITS, Lane, Session
+from .settings import FRAME_LIMIT, PROTOCOL, VERSION
 from .stock import StockPeer
 from .store import Store
-from .wire import ERROR, HEADER, LENGTH, RETURN, Frames, Handshake, frame, packer, unpack
+from .watch import Watch
+from .wire import ERROR, HEADER, LENGTH, RETURN, Handshake, frame, packer, unpack
 
-log = logging.getLogger("state_manager")
+logger = logging.getLogger("state_manager")
 
 _pack_length = LENGTH.pack
 _read_length = LENGTH.unpack_from
 
-RECV: Final = 65_536
-RECV_LARGE: Final = 2**20
-"""Read with the larger size only in the middle of a frame: a buffer that size costs more than most requests."""
 TICK_BYTES: Final = 64 * 2**20
 """Replies that one tick may hold back for its commit; the rest of the requests go into the next tick."""
 HOUSEKEEPING: Final = 1.0
 """Seconds between looks at what no event announces: late handshakes, sessions unwatched, a stolen directory."""
 EPOCHS_AHEAD: Final = 1_000
 """Epochs that are reserved on disk, so that emptying a large space, which takes one, waits for no file."""
-GRACE: Final = 60.0
-"""How long a session that cannot be watched may be without a connection before its process counts as ended."""
-
-
-class Clock:
-    """Seconds since 1970 that never go back: the boot-time clock, with an offset that was fixed at the start."""
-
-    def __init__(self) -> None:
-        self._id = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-        self._offset = time.time() - time.clock_gettime(self._id)
-
-    def __call__(self) -> float:
-        return time.clock_gettime(self._id) + self._offset
-
-
-class Connection:
-    """One accepted socket. ``handler`` says what a payload means now: handshake, hello, request."""
-
-    __slots__ = ("busy", "closed", "deadline", "frames", "handler", "lane", "outbox", "pending", "recv", "send", "sock")
-
-    def __init__(self, sock: socket.socket, handler: Callable[[Connection, bytes], bytes | None]) -> None:
-        self.sock = sock
-        self.recv = sock.recv
-        self.send = sock.send
-        self.handler = handler
-        self.frames = Frames(HANDSHAKE_LIMIT)
-        self.pending: deque[bytes | int] = deque()
-        self.outbox = b""
-        self.lane: Lane | None = None
-        self.deadline: float | None = time.monotonic() + HANDSHAKE_SECONDS
-        self.closed = False
-        self.busy = False  # half a frame, more than one, or unsent output lies here
-
-    def __repr__(self) -> str:
-        return f"<Connection {self.lane} pending={len(self.pending)} unsent={len(self.outbox)}>"
+LANES_LIMIT: Final = 2**LANE_BITS
 
 
 class StateServer(multiprocessing.managers.Server):
@@ -105,6 +73,7 @@ class StateServer(multiprocessing.managers.Server):
         *,
         directory: str = "",
         clock: Callable[[], float] | None = None,
+        log: Log | None = None,
         reserve_epoch: Callable[[int], None] = lambda epoch: None,
         still_mine: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -120,14 +89,13 @@ class StateServer(multiprocessing.managers.Server):
         self._started = time.monotonic()
         table = {**TABLE, ("manager", "stats"): row("manager", "stats", self._stats, writes=False)}
         table["manager", "shutdown"] = row("manager", "shutdown", self._shutdown, writes=False)
-        self.service = Service(Store(epoch), token=lambda: secrets.token_hex(32), table=table)
+        self.service = Service(Store(epoch), token=lambda: secrets.token_hex(32), table=table, log=log)
         self._pack = packer().pack
         self._poller = new_poller()
         self._ready: dict[int, Connection | Callable[[], object]] = {}  # what to do when a descriptor is ready
         self._by_lane: dict[Lane, Connection] = {}
         self._backlog: deque[Connection] = deque()
-        self._watched: dict[Session, int] = {}
-        self._unwatched: dict[Session, float] = {}
+        self._watch = Watch(self._register, self._unregister, self._end)
         self._accepting = True
         self._stopping = False
         self._untidy = False
@@ -157,15 +125,18 @@ class StateServer(multiprocessing.managers.Server):
         """Do the usual tick, one whole request on one lane, by the short way; return whether it was one."""
         if type(connection) is not Connection or connection.lane is None or connection.busy:
             return False
-        data = self._receive(connection)
-        if len(data) <= HEADER or _read_length(data)[0] != len(data) - HEADER:
-            if data and self._cut(connection, data):
+        data = connection.receive()
+        if data is None or len(data) <= HEADER or _read_length(data)[0] != len(data) - HEADER:
+            if self._cut(connection, data):
                 self._run(deque((connection,)), now)
             return True
         service = self.service
         service.begin(now)
         reply = service.handle(connection.lane, data[HEADER:])
-        service.commit()
+        try:
+            service.commit()
+        except StateError as error:
+            reply = self._refuse(connection, connection.handler, data[HEADER:], error)
         if reply is not None:
             self._send(connection, _pack_length(len(reply)) + reply)
         return True
@@ -186,10 +157,8 @@ class StateServer(multiprocessing.managers.Server):
                     ready()  # type: ignore[operator]
             elif mask & WRITE:
                 self._flush(ready)
-            elif not ready.pending:  # what lies here already comes first
-                data = self._receive(ready)
-                if data and self._cut(ready, data):
-                    runnable.append(ready)
+            elif not ready.pending and self._cut(ready, ready.receive()):  # what lies here already comes first
+                runnable.append(ready)
         if runnable:
             self._run(runnable, now)
 
@@ -197,7 +166,7 @@ class StateServer(multiprocessing.managers.Server):
         """Run one request of each of these connections, commit, and send the replies."""
         service = self.service
         service.begin(now)
-        replies: list[tuple[Connection, bytes]] = []
+        replies: list[tuple[Connection, Handler, bytes, bytes]] = []
         size = 0
         for connection in runnable:
             if connection.closed or connection.outbox or not connection.pending:
@@ -205,21 +174,39 @@ class StateServer(multiprocessing.managers.Server):
             if size > TICK_BYTES:
                 self._backlog.append(connection)
                 continue
-            payload = connection.pending.popleft()
+            payload, handler = connection.pending.popleft(), connection.handler
             if isinstance(payload, int):
-                reply = self._too_long(connection, payload)
-            else:
-                reply = connection.handler(connection, payload)
+                payload, handler = b"%d" % payload, self._too_long
+            reply = handler(connection, payload)
             if reply is not None:
-                replies.append((connection, reply))
+                replies.append((connection, handler, payload, reply))
                 size += len(reply)
             if connection.pending:
                 self._backlog.append(connection)
             else:
                 connection.busy = connection.frames.started
-        service.commit()
-        for connection, reply in replies:
+        try:
+            service.commit()
+        except StateError:
+            service.undo()
+            replies = [(each, how, what, self._alone(each, how, what)) for each, how, what, _ in replies]
+        for connection, _, _, reply in replies:
             self._send(connection, frame(reply))
+
+    def _alone(self, connection: Connection, handler: Handler, payload: bytes) -> bytes:
+        """Run a request of a tick that could not be logged again, in a tick of its own."""
+        reply = handler(connection, payload)
+        try:
+            self.service.commit()
+        except StateError as error:
+            reply = self._refuse(connection, handler, payload, error)
+        return reply or b""
+
+    def _refuse(self, connection: Connection, handler: Handler, payload: bytes, error: StateError) -> bytes | None:
+        """Undo the only request of a tick and answer it with the error, unless it can be answered without a change."""
+        self.service.undo()
+        with self.service.refusing(error):
+            return handler(connection, payload)
 
     # -- sockets ---------------------------------------------------------------------------------------------------
 
@@ -229,18 +216,20 @@ class StateServer(multiprocessing.managers.Server):
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 # The listener would stay ready and the loop would spin; housekeeping tries again.
-                log.warning("cannot accept a connection: %s; trying again in %s s", error.strerror, HOUSEKEEPING)
+                logger.warning("cannot accept a connection: %s; trying again in %s s", error.strerror, HOUSEKEEPING)
                 self._unregister(self._listener.fileno())
                 self._accepting = False
             return
         uid = peer_uid(sock)
         if uid is not None and uid != os.geteuid():
-            log.warning("refused a connection from uid %s: only uid %s may connect", uid, os.geteuid())
+            logger.warning("refused a connection from uid %s: only uid %s may connect", uid, os.geteuid())
             sock.close()
             return
         sock.setblocking(False)
         handshake = Handshake(self._key)
-        connection = Connection(sock, lambda connection, payload: self._shake(connection, handshake, payload))
+        connection = Connection(
+            sock, self._poller, lambda connection, payload: self._shake(connection, handshake, payload)
+        )
         self._register(sock.fileno(), connection)
         self._send(connection, frame(handshake.first))
 
@@ -252,73 +241,36 @@ class StateServer(multiprocessing.managers.Server):
         del self._ready[fd]
         self._poller.unregister(fd)
 
-    def _receive(self, connection: Connection) -> bytes:
-        """Return what there is to read, nothing if that is nothing or the connection has ended."""
-        try:
-            data = connection.recv(RECV_LARGE if connection.busy else RECV)
-        except (BlockingIOError, InterruptedError):
-            return b""
-        except OSError:
-            data = b""
-        if not data:
+    def _cut(self, connection: Connection, data: bytes | None) -> bool:
+        """Cut what was received into requests; return whether there is one."""
+        if data is None:
             self._close(connection)
-        return data
-
-    def _cut(self, connection: Connection, data: bytes) -> bool:
-        """Cut data into requests; return whether there is one."""
+            return False
         try:
-            connection.pending.extend(connection.frames.feed(data))
+            return bool(data) and connection.cut(data)
         except ValueError:
             self._close(connection)
-        connection.busy = connection.frames.started or len(connection.pending) > 1
-        return bool(connection.pending)
+            return False
 
     def _send(self, connection: Connection, data: bytes) -> None:
-        if connection.closed:
-            return
-        if not connection.outbox:
-            try:
-                sent = connection.send(data)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError:
-                self._close(connection)
-                return
-            if sent == len(data):
-                return
-            data = data[sent:]
-        connection.outbox += data
-        connection.busy = True
-        self._poller.modify(connection.sock.fileno(), WRITE)
+        if not connection.closed and not connection.send(data):
+            self._close(connection)
 
     def _flush(self, connection: Connection) -> None:
-        data, connection.outbox = memoryview(connection.outbox), b""
-        try:
-            sent = connection.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
+        if not connection.flush():
             self._close(connection)
-            return
-        connection.outbox = bytes(data[sent:])
-        if not connection.outbox:
-            self._poller.modify(connection.sock.fileno(), READ)
-            if connection.pending:
-                self._backlog.append(connection)
-            else:
-                connection.busy = connection.frames.started
+        elif connection.pending and not connection.outbox:
+            self._backlog.append(connection)
 
     def _close(self, connection: Connection) -> None:
         if connection.closed:
             return
         connection.closed = True
-        self._unregister(connection.sock.fileno())
+        self._unregister(connection.fd)
         connection.sock.close()
         lane = connection.lane
         if lane is not None and self._by_lane.get(lane) is connection:
             del self._by_lane[lane]
-            if lane.session in self._unwatched:
-                self._unwatched[lane.session] = time.monotonic()
 
     def _close_all(self) -> None:
         if self._accepting:
@@ -333,8 +285,9 @@ class StateServer(multiprocessing.managers.Server):
         for connection in self.connections():
             self._close(connection)
         self._wake_write, wake_write = -1, self._wake_write  # ``stop`` may still be called
-        for descriptor in (*self._watched.values(), self._wake_read, wake_write):
-            os.close(descriptor)
+        self._watch.close()
+        os.close(self._wake_read)
+        os.close(wake_write)
         self._poller.close()
 
     def connections(self) -> list[Connection]:
@@ -372,11 +325,11 @@ class StateServer(multiprocessing.managers.Server):
     def _request(self, connection: Connection, payload: bytes) -> bytes | None:
         return self.service.handle(connection.lane, payload)
 
-    def _too_long(self, connection: Connection, size: int) -> bytes | None:
+    def _too_long(self, connection: Connection, size: bytes) -> bytes | None:
         if connection.deadline is not None:
             self._close(connection)  # a stranger is owed no explanation
             return None
-        error = TooLarge(f"a message of {size} bytes is over the limit of {FRAME_LIMIT}")
+        error = TooLarge(f"a message of {int(size):,} bytes is over the limit of {FRAME_LIMIT:,}")
         return self._pack([ERROR, to_wire(error)])
 
     def _attach(self, connection: Connection, protocol: int, version: str, session: bytes, lane: int) -> list[Any]:
@@ -387,47 +340,43 @@ class StateServer(multiprocessing.managers.Server):
             )
         if type(session) is not bytes or len(session) != 16 or type(lane) is not int:
             raise ValueError("a session is 16 bytes and a lane a number")
-        found, known = self.service.attach(session, lane, peer_pid(connection.sock))
+        if not 0 <= lane < LANES_LIMIT:
+            raise TooLarge(f"a process may have {LANES_LIMIT:,} connections")
+        pid = peer_pid(connection.sock)
+        found, known = self.service.attach(session, lane, pid, None if pid is None else start_time(pid))
         former = self._by_lane.get(found)
-        if former is not None:
+        if former is not None and former is not connection:
             self._close(former)
         connection.lane = found
         self._by_lane[found] = connection
-        self._watch(found.session)
+        self._watch.add(found.session)
         return [PROTOCOL, VERSION, self.service.store.epoch, known]
 
-    # -- sessions --------------------------------------------------------------------------------------------------
+    def watch(self, sessions: list[Session]) -> None:
+        """Watch sessions that were restored; those whose process has ended meanwhile end now."""
+        self.service.begin(self._clock())
+        for session in sessions:
+            self._watch.add(session)
 
-    def _watch(self, session: Session) -> None:
-        """Learn of the end of the session's process: from its pidfd, else from its staying without a connection."""
-        if session in self._watched or session in self._unwatched:
-            return
-        try:
-            descriptor = os.pidfd_open(session.pid or 0)
-        except (AttributeError, OSError, ValueError):
-            self._unwatched[session] = time.monotonic()
-            return
-        self._watched[session] = descriptor
-        self._register(descriptor, lambda: self._end(session))
-
-    def _end(self, session: Session) -> None:
-        descriptor = self._watched.pop(session, None)
-        if descriptor is not None:
-            self._unregister(descriptor)
-            os.close(descriptor)
-        self._unwatched.pop(session, None)
+    def _end(self, session: Session) -> bool:
         for lane in session.lanes.values():
-            connection = self._by_lane.get(lane)
-            if connection is not None:
+            if connection := self._by_lane.get(lane):
                 self._close(connection)
-        self.service.end(session)
+        try:
+            self.service.end(session)
+        except StateError:
+            return False
+        return True
 
     # -- housekeeping ----------------------------------------------------------------------------------------------
 
     def _keep_house(self, now: float) -> None:
         """Do what no event announces: a bounded part of what there is to tidy, and the rest of it once a second."""
         self.service.begin(now)
-        self._untidy = self.service.tidy()
+        try:
+            self._untidy = self.service.tidy()
+        except StateError:
+            self._untidy = False  # until the next second, in case the log takes something again
         if now < self._next_housekeeping:
             return
         self._next_housekeeping = now + HOUSEKEEPING
@@ -435,12 +384,7 @@ class StateServer(multiprocessing.managers.Server):
         for connection in self.connections():
             if connection.deadline is not None and connection.deadline < late:
                 self._close(connection)
-        attached = {lane.session for lane in self._by_lane}
-        for session, seen in list(self._unwatched.items()):
-            if session in attached:
-                self._unwatched[session] = late
-            elif late - seen > GRACE:
-                self._end(session)
+        self._watch.look({lane.session for lane in self._by_lane})
         if not self._accepting:
             self._accepting = True
             self._register(self._listener.fileno(), self._accept)
@@ -449,7 +393,7 @@ class StateServer(multiprocessing.managers.Server):
             self._reserve_epoch(store.epoch + EPOCHS_AHEAD)
             store.last_epoch = store.epoch + EPOCHS_AHEAD
         if not self._still_mine():
-            log.error("another manager owns %s now, or it was removed: this one ends", self._directory)
+            logger.error("another manager owns %s now, or it was removed: this one ends", self._directory)
             self._stopping = True
 
     # -- commands of the process itself ----------------------------------------------------------------------------

@@ -1,23 +1,28 @@
-"""A tick: requests in, changes applied, replies out. No socket and no clock; ``now`` is set by whoever owns one.
+"""A tick: requests in, changes applied and logged, replies out. No socket, file or clock; ``now`` is set by their
+owner.
 
     begin(now) -> handle(lane, payload) ... -> commit() -> the caller sends the replies
 
 Rules
 - Replies are sent after ``commit`` only, because a reply is a promise that the change is kept.
-- A lane is one connection of one client process, with one request outstanding. A write carries a number; asked again
-  with the same number, the stored reply is the answer and nothing runs. So a retry counts once.
-- A lane is forgotten only when its process (the session) has ended: until then a retry may still come.
+- A write carries a number; asked again with the same number on the same lane, the stored reply is the answer and
+  nothing runs. So a retry counts once. A lane is forgotten only when its process has ended: until then a retry may
+  still come.
+- A tick that cannot be logged is undone as a whole. Its requests are then run again one by one, so that only those get
+  the error that cannot do without the log (``refusing``); what the manager itself wanted to change waits.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
 
 from .checks import Key
 from .commands import TABLE, Command
-from .errors import to_wire
+from .errors import StateError, to_wire
+from .sessions import LANE_BITS, SESSIONS, Lane, LaneRecord, Session
 from .store import ABSENT, Change, Entry, Store, cost
 from .wire import ERROR, RETURN, packer, unpack
 
@@ -28,34 +33,6 @@ CURSOR_KEYS: Final = 8_000_000
 """Keys that all open iterations together may hold; beyond that the one least recently used is given up."""
 SWEEP_LIMIT: Final = 500
 """Expired entries that one tick deletes, and freed entries of emptied spaces."""
-
-
-class Lane:
-    """One connection's place in line: the number of its last write and the reply to it."""
-
-    __slots__ = ("number", "reply", "session")
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.number = 0
-        self.reply = b""
-
-    def __repr__(self) -> str:
-        return f"<Lane of {self.session.pid} at {self.number}>"
-
-
-class Session:
-    """A client process: its lanes by their ids."""
-
-    __slots__ = ("id", "lanes", "pid")
-
-    def __init__(self, id_: bytes, pid: int | None) -> None:
-        self.id = id_
-        self.pid = pid
-        self.lanes: dict[int, Lane] = {}
-
-    def __repr__(self) -> str:
-        return f"<Session {self.id.hex()[:8]} pid={self.pid} lanes={len(self.lanes)}>"
 
 
 class Cursor:
@@ -79,13 +56,14 @@ class StoreView:
         self.now = 0.0
         self.lane: Lane | None = None
         self.changes: list[Change] = []
-        self.undo: list[Change] = []
+        self.undo: list[list[Change]] = []
+        self.frozen = False  # nothing may change now: what has expired is absent, and stays where it is
         self.cursors: OrderedDict[int, Cursor] = OrderedDict()
         self._cursor_keys = 0
         self._last_cursor = 0
 
     def apply(self, changes: Sequence[Change]) -> None:
-        self.undo += self.store.apply(changes)
+        self.undo.append(self.store.apply(changes))
         self.changes += changes
 
     def get(self, space: str, key: Key) -> Any:
@@ -94,7 +72,8 @@ class StoreView:
             return ABSENT
         entry = found.entries.get(key, ABSENT)
         if type(entry) is Entry and entry.deadline <= self.now:
-            self.apply(((space, key, ABSENT),))
+            if not self.frozen:
+                self.apply(((space, key, ABSENT),))
             return ABSENT
         return entry
 
@@ -106,8 +85,9 @@ class StoreView:
         return len(found.entries) if found else 0
 
     def last(self, space: str) -> Key | None:
-        while found := self.store.spaces.get(space):
-            key: Key = next(reversed(found.entries))
+        found = self.store.spaces.get(space)
+        keys: list[Key] = list(reversed(found.entries)) if found else []
+        for key in keys:
             if self.get(space, key) is not ABSENT:
                 return key
         return None
@@ -149,6 +129,20 @@ class StoreView:
             self._cursor_keys -= len(self.cursors.pop(number).keys)
 
 
+class Log(Protocol):
+    """Where the changes of a tick are kept before it is answered."""
+
+    def append(self, now: float, changes: Sequence[Change], lanes: Sequence[LaneRecord]) -> None:
+        """Keep all of this, or raise a StateError and keep nothing of it."""
+
+
+class NoLog:
+    """Keeps nothing: the state is in memory alone."""
+
+    def append(self, now: float, changes: Sequence[Change], lanes: Sequence[LaneRecord]) -> None:
+        """There is nothing to do."""
+
+
 class Service:
     """Runs requests against a store, one at a time. ``table`` is the command table, with the owner's own rows in it."""
 
@@ -158,13 +152,20 @@ class Service:
         *,
         token: Callable[[], str],
         table: Mapping[tuple[str, str], Command] = TABLE,
+        log: Log | None = None,
     ) -> None:
         self.store = store
         self.sessions: dict[bytes, Session] = {}
         self.commands = 0
+        self.log: Log = log or NoLog()
         self._table = table
         self._view = StoreView(store, token)
         self._pack = packer().pack
+        self._touched: list[tuple[Lane, int, bytes]] = []  # lanes that this tick answers, and what they were before
+        self._records: list[LaneRecord] = []  # lanes to log without a request: new ones, forgotten ones
+        self._new: list[Lane | Session] = []  # what this tick made or stored, for undo
+        self._refusal: StateError | None = None
+        self._last_session = 0
 
     def __repr__(self) -> str:
         store = self.store
@@ -198,7 +199,8 @@ class Service:
             reply = self._pack((ERROR, to_wire(error)) if number is None else (ERROR, to_wire(error), number))
         else:
             reply = self._pack((RETURN, result) if number is None else (RETURN, result, number))
-        if lane is not None and number is not None:
+        if lane is not None and number is not None and self._refusal is None:
+            self._touched.append((lane, lane.number, lane.reply))
             lane.number = number
             lane.reply = reply
         return reply
@@ -217,41 +219,148 @@ class Service:
         assert type(outcome) is tuple, "parking comes with the first command that waits"
         result, changes = outcome
         if changes:
+            if self._refusal is not None:
+                raise self._refusal
             view.apply(changes)
         return result
 
     def commit(self) -> None:
-        """End the tick: what was applied is final, and the replies may go."""
+        """End the tick: log what was applied, and it is final. Raises StateError if it cannot be; then ``undo`` it."""
         view = self._view
-        if view.changes:
+        if view.changes or self._records:
+            for lane, _, _ in self._touched:
+                if not lane.session.stored:
+                    self._store_session(lane.session)
+            self.log.append(view.now, view.changes, [lane.record for lane, _, _ in self._touched] + self._records)
             self.store.discard(view.undo)
             view.changes, view.undo = [], []
+            self._records, self._new = [], []
+        if self._touched:
+            self._touched = []
+
+    def undo(self) -> None:
+        """Take back everything since the last commit; versions alone go on growing."""
+        view = self._view
+        for undo in reversed(view.undo):
+            self.store.apply(undo)
+        for lane, number, reply in reversed(self._touched):
+            lane.number, lane.reply = number, reply
+        for new in self._new:
+            if isinstance(new, Session):
+                new.stored = False
+            else:
+                del new.session.lanes[new.id]
+        view.changes, view.undo = [], []
+        self._touched, self._records, self._new = [], [], []
+
+    @contextmanager
+    def refusing(self, error: StateError) -> Iterator[None]:
+        """While this lasts nothing changes: a request that would change something gets the error, the others go on."""
+        self._refusal, self._view.frozen = error, True
+        try:
+            yield
+        finally:
+            self._refusal, self._view.frozen = None, False
 
     # -- between ticks ---------------------------------------------------------------------------------------------
 
     def tidy(self) -> bool:
-        """Delete a bounded number of expired entries and free emptied spaces; return whether there is more to do."""
+        """Delete a bounded number of expired entries and free emptied spaces; return whether there is more to do.
+
+        Raises StateError if the log takes no more; then nothing was deleted.
+        """
         expired = self.store.due(self._view.now, SWEEP_LIMIT)
         if expired:
             self._view.apply(expired)
-            self.commit()
+            self._commit_or_undo()
         return self.store.collect(SWEEP_LIMIT * 10) or len(expired) == SWEEP_LIMIT
+
+    def _commit_or_undo(self) -> None:
+        try:
+            self.commit()
+        except StateError:
+            self.undo()
+            raise
 
     # -- sessions --------------------------------------------------------------------------------------------------
 
-    def attach(self, session: bytes, lane: int, pid: int | None) -> tuple[Lane, bool]:
+    def attach(self, id_: bytes, lane: int, pid: int | None, started: int | None) -> tuple[Lane, bool]:
         """Return the lane and whether it was known: whether a request that was sent before can be answered."""
-        known = self.sessions.get(session)
-        if known is None:
-            known = self.sessions[session] = Session(session, pid)
-        found = known.lanes.get(lane)
+        session = self.sessions.get(id_)
+        if session is None:
+            self._last_session += 1
+            session = self.sessions[id_] = Session(self._last_session, id_, pid, started)
+        found = session.lanes.get(lane)
         if found is not None:
             return found, True
-        found = known.lanes[lane] = Lane(known)
+        found = session.lanes[lane] = Lane(session, lane)
+        if self._refusal is None:
+            # Kept from now on: a first write that breaks off can then be asked again, whoever is killed.
+            if not session.stored:
+                self._store_session(session)
+            self._records.append(found.record)
+            self._new.append(found)
         return found, False
 
+    def _store_session(self, session: Session) -> None:
+        self._view.apply(((SESSIONS, session.number, session.entry),))
+        session.stored = True
+        self._new.append(session)
+
     def end(self, session: Session) -> None:
-        """Forget a session whose process has ended."""
+        """Forget a session whose process has ended. Raises StateError if the log takes no more: then it stays."""
+        if session.stored:
+            self._view.apply(((SESSIONS, session.number, ABSENT),))
+            self._records += [(lane.key,) for lane in session.lanes.values()]
+            self._commit_or_undo()
         self.sessions.pop(session.id, None)
         session.lanes.clear()  # they point back, and the manager runs without a collector of cycles
         self._view.forget_cursors(session)
+
+    def restore(self, lanes: Mapping[int, tuple[int, bytes]]) -> list[Session]:
+        """Make the sessions that the store holds, with these lanes, and return them, for their ends to be watched."""
+        space = self.store.spaces.get(SESSIONS)
+        by_number = {}
+        for number, (id_, pid, started) in space.entries.items() if space else ():
+            assert isinstance(number, int)
+            session = self.sessions[id_] = by_number[number] = Session(number, id_, pid, started)
+            session.stored = True
+            self._last_session = max(self._last_session, number)
+        for key, (last, reply) in lanes.items():
+            if owner := by_number.get(key >> LANE_BITS):
+                id_ = key & ((1 << LANE_BITS) - 1)
+                owner.lanes[id_] = Lane(owner, id_, last, reply)
+        return list(by_number.values())
+
+    def snapshot(self, limit: int) -> Iterator[tuple[list[Change], list[LaneRecord]]]:
+        """Yield all that must be kept, in slices of about ``limit`` bytes, while ticks go on between them.
+
+        The lanes come first: without them a retry after a compaction and a crash would count twice. Each slice is made
+        when it is asked for, from what is there then, so it may follow later changes in the log and never undoes one.
+        """
+        records: list[LaneRecord] = []
+        size = 0
+        for session in list(self.sessions.values()):
+            for lane in list(session.lanes.values()):
+                records.append(lane.record)
+                size += 32 + len(lane.reply)
+                if size >= limit:
+                    yield [], records
+                    records, size = [], 0
+        yield [], records
+        for name in list(self.store.spaces):
+            space = self.store.spaces.get(name)
+            keys = list(space.entries) if space else []
+            changes: list[Change] = []
+            size = 0
+            for key in keys:
+                entry = self.store.get(name, key)
+                if entry is ABSENT:
+                    continue
+                changes.append((name, key, entry))
+                size += cost(key, entry)
+                if size >= limit:
+                    yield changes, []
+                    changes, size = [], 0
+            if changes:
+                yield changes, []

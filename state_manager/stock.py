@@ -21,7 +21,8 @@ from .errors import to_wire
 from .wire import ERROR, RETURN, packer, unpack
 
 if TYPE_CHECKING:
-    from .server import Connection, StateServer
+    from .connection import Connection
+    from .server import StateServer
 
 Call = Callable[[str, str, list[Any]], Any]
 """``Service.call``: kind, command, arguments."""

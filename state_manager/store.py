@@ -237,11 +237,11 @@ class Store:
         """Return when ``due`` should be asked next, None for never."""
         return self._deadlines.next()
 
-    def discard(self, undo: Iterable[Change]) -> None:
+    def discard(self, undone: Iterable[Iterable[Change]]) -> None:
         """Take the undo of changes that are now final: ``collect`` frees the whole spaces in it, slice by slice."""
         if self._emptied:
             self._emptied = False
-            self._rubbish.extend((name, entries) for name, key, entries in undo if key is None and entries)
+            self._rubbish += [(name, old) for undo in undone for name, key, old in undo if key is None and old]
 
     def collect(self, limit: int) -> bool:
         """Free up to ``limit`` entries of emptied spaces; return whether there are more. A million take long."""

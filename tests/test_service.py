@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from state_manager import service as service_module
 from state_manager.commands import TABLE
 from state_manager.errors import BY_NAME
-from state_manager.service import Lane, Service
+from state_manager.service import Service
+from state_manager.sessions import Lane
 from state_manager.store import Store
 
 
@@ -25,7 +26,7 @@ def service() -> Service:
 
 @pytest.fixture
 def lane(service: Service) -> Lane:
-    return service.attach(b"s" * 16, 0, 42)[0]
+    return service.attach(b"s" * 16, 0, 42, None)[0]
 
 
 def ask(service: Service, lane: Lane | None, kind: Any, name: Any, args: Any, *number: Any) -> Any:
@@ -67,18 +68,18 @@ def test_a_write_that_changes_nothing_advances_the_number_too(service: Service, 
 
 
 def test_lanes_are_apart(service: Service, lane: Lane) -> None:
-    other, known = service.attach(b"s" * 16, 1, 42)
+    other, known = service.attach(b"s" * 16, 1, 42, None)
     assert not known
     assert ask(service, lane, "counter", "increment", ["c"], 1)[1] == 1
     assert ask(service, other, "counter", "increment", ["c"], 1)[1] == 2
-    assert service.attach(b"s" * 16, 0, 42) == (lane, True)
-    assert service.attach(b"t" * 16, 0, 43)[1] is False
+    assert service.attach(b"s" * 16, 0, 42, None) == (lane, True)
+    assert service.attach(b"t" * 16, 0, 43, None)[1] is False
 
 
 def test_an_ended_session_is_forgotten(service: Service, lane: Lane) -> None:
     service.end(lane.session)
     assert service.sessions == {}
-    assert service.attach(b"s" * 16, 0, 42)[1] is False
+    assert service.attach(b"s" * 16, 0, 42, None)[1] is False
 
 
 MALFORMED: list[Any] = [
@@ -143,14 +144,14 @@ def test_a_message_of_the_wrong_shape_is_an_error_and_changes_nothing(
     assert kind == "#ERROR"
     assert name in BY_NAME
     assert text
-    assert service.store.entries == 0
+    assert set(service.store.spaces) <= {":sessions"}
     assert ask(service, lane, "dict", "set", ["a", "x", 1], 5) == ["#RETURN", None, 5]
 
 
 def test_a_number_needs_a_lane(service: Service) -> None:
     reply = service.handle(None, msgpack.packb(["dict", "set", ["a", "x", 1], {}, 1]))
     assert b"lane" in (reply or b"")
-    assert service.store.entries == 0
+    assert set(service.store.spaces) <= {":sessions"}
 
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(), st.binary())
@@ -171,7 +172,7 @@ def test_no_request_ends_the_service_and_none_is_answered_with_success_that_was_
     payloads: list[bytes],
 ) -> None:
     service = Service(Store(1), token=lambda: "ab" * 32)
-    lane, _ = service.attach(b"s" * 16, 0, 42)
+    lane, _ = service.attach(b"s" * 16, 0, 42, None)
     for payload in payloads:
         service.begin(1_000.0)
         reply = service.handle(lane, payload)
@@ -221,7 +222,7 @@ def test_open_iterations_are_bounded_and_the_oldest_is_given_up(
 def test_an_iteration_belongs_to_its_session(service: Service, lane: Lane) -> None:
     service.call("dict", "set_many", ["a", [part for i in range(1_000) for part in (i, i)]])
     cursor = ask(service, lane, "dict", "scan", ["a"])[1][0]
-    other, _ = service.attach(b"t" * 16, 0, 43)
+    other, _ = service.attach(b"t" * 16, 0, 43, None)
     assert ask(service, other, "dict", "scan", ["a", cursor])[0] == "#ERROR"
     assert ask(service, lane, "dict", "scan", ["b", cursor])[0] == "#ERROR"
     service.end(lane.session)
@@ -243,7 +244,7 @@ def test_meeting_an_expired_entry_is_a_change(service: Service) -> None:
     found = service.call("dict", "get", ["a", "x"])
     assert list(found) == [service.store.version("a", "x")]
     assert found[0] > version
-    assert service.store.entries == 0
+    assert set(service.store.spaces) <= {":sessions"}
 
 
 def test_an_expired_version_is_not_the_version_that_was_read(service: Service) -> None:
@@ -251,12 +252,12 @@ def test_an_expired_version_is_not_the_version_that_was_read(service: Service) -
     version = service.call("dict", "get", ["a", "x"])[0]
     service.begin(1_005.0)
     assert not service.call("dict", "put", ["a", "x", version, 2])
-    assert service.store.entries == 0
+    assert set(service.store.spaces) <= {":sessions"}
 
 
 def test_it_says_what_it_holds(service: Service, lane: Lane) -> None:
     ask(service, lane, "dict", "set", ["a", "x", 1], 1)
-    assert "1 entries" in repr(service)
+    assert "2 entries" in repr(service)
     assert "1 sessions" in repr(service)
     assert "42" in repr(lane)
     assert "pid=42" in repr(lane.session)

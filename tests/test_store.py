@@ -237,7 +237,7 @@ def test_an_emptied_space_is_freed_in_slices() -> None:
     store = Store(1)
     store.apply([("a", i, Entry(i, 2_000.0)) for i in range(1000)])
     undo = store.apply([("a", None, ABSENT), ("a", 1, Entry(1, 2_000.5)), ("a", 2, Entry(2, 9_000.0))])
-    store.discard(undo)
+    store.discard([undo])
     rounds = 0
     while store.collect(100):
         rounds += 1
