@@ -12,6 +12,7 @@ from .checks import Key, check_key, seconds, shown
 from .client import Caller, Client
 from .proxies.counters import Counter
 from .proxies.dicts import SharedDict, open_dict
+from .proxies.options import UNSET
 from .proxies.secrets import Secret
 from .settings import DEFAULT_TIMEOUT, Address, MemoryAddress, resolve_address
 
@@ -55,9 +56,24 @@ class StateManager:
 
     # -- what it holds ---------------------------------------------------------------------------------------------
 
-    def dict(self, name: str) -> SharedDict:
-        """Return the dict of this name, which is empty until somebody writes to it."""
-        return open_dict(self._caller, name)
+    def dict(
+        self,
+        name: str,
+        *,
+        durable: bool = UNSET,
+        max_bytes: int | None = UNSET,
+        on_full: str = UNSET,
+        ephemeral: bool = UNSET,
+    ) -> SharedDict:
+        """Return the dict of this name, which is empty until somebody writes to it.
+
+        Options belong to the dict and not to this object: those given are set when it is first used (the last one to
+        set one wins), the others stay as they are. ``durable`` False: kept in memory only (a new dict: True).
+        ``max_bytes``: its bound (None); at it ``on_full`` "refuse" raises StoreFull and "evict" gives up its own oldest
+        entries. ``ephemeral`` True: an entry goes when the process that wrote it ends.
+        """
+        options = {"durable": durable, "max_bytes": max_bytes, "on_full": on_full, "ephemeral": ephemeral}
+        return open_dict(self._caller, name, options)
 
     def system(self, name: str) -> SharedDict:
         """Return one of the manager's own spaces, to read; the command line shows them."""

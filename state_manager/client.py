@@ -9,8 +9,8 @@ Rules
 - A numbered request (a write) that broke off is sent again on the same lane with the same number: the manager answers
   from the stored reply if it had applied it. Only a manager that does not know the lane cannot tell, hence
   ``OutcomeUnknown``.
-- One deadline covers an operation with all of its retries. Once it has passed, a call waits for a moment only, until the
-  manager answers again: else each request of a web worker would hang for the whole of it.
+- One deadline covers an operation with all of its retries. Once it has passed, a call waits for a moment only, until
+  the manager answers again: else each request of a web worker would hang for the whole of it.
 - A child forked from this process closes its copies of the lanes, without a word to the manager, and is a new session.
 - ``socket.socket``, ``time.sleep`` are looked up when they are used: gevent may replace them after this was imported.
 """
@@ -32,11 +32,13 @@ from . import sidecar
 from .directory import SOCKET, StateDirectory
 from .errors import OutcomeUnknown, TooLarge, Unavailable, from_wire
 from .settings import FRAME_LIMIT, PROTOCOL, VERSION
-from .wire import HEADER, LENGTH, RETURN, check_server, check_welcome, client_handshake, frame, packer, unpack
+from .wire import HEADER, LENGTH, LOADING, RETURN, check_server, check_welcome, client_handshake, frame, packer, unpack
 
 RECV: Final = 65_536
 DOWN_SECONDS: Final = 0.1
 """The deadline of a call after one whose own has passed."""
+LOAD_SECONDS: Final = 60.0
+"""How much longer than its deadline a call waits for a manager that says that it is reading its journal."""
 BACKOFF: Final = (0.002, 0.1)
 """Seconds to wait after the first failed try and at most; each try doubles it."""
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
@@ -51,6 +53,10 @@ class Caller(Protocol):
         """Run a command and return its result. ``numbered``: it writes, so a retry must count once."""
 
     def close(self) -> None: ...
+
+
+class StillLoading(Unavailable):
+    """The manager is reading its journal."""
 
 
 class Lane:
@@ -175,7 +181,8 @@ class Client:
 
     def _ask_again(self, lane: Lane, request: bytes, numbered: bool) -> Any:
         """Attach the lane and send the request, again and again until there is an answer or the deadline has passed."""
-        deadline = time.monotonic() + (min(self.timeout, DOWN_SECONDS) if self._down else self.timeout)
+        began = time.monotonic()
+        deadline = began + (min(self.timeout, DOWN_SECONDS) if self._down else self.timeout)
         delay, longest = BACKOFF
         unsure = numbered and lane.unsure
         while True:
@@ -193,6 +200,10 @@ class Client:
                         )
                     reply = lane.ask(request)
                     set_timeout(lane.sock, self.timeout)
+                except StillLoading as error:
+                    reason = error
+                    deadline = max(deadline, began + self.timeout + LOAD_SECONDS)
+                    delay = longest
                 except OSError as error:
                     reason = error
                     unsure = unsure or (numbered and lane.unsure)
@@ -200,7 +211,7 @@ class Client:
                     self._was_up, self._down = True, False
                     return reply
             left = deadline - time.monotonic()
-            if left <= 0 or self._down or self._hopeless():
+            if left <= 0 or (self._down and type(reason) is not StillLoading) or self._hopeless():
                 if left <= 0:
                     self._give_up()
                 if isinstance(reason, Unavailable) and not unsure:
@@ -271,6 +282,8 @@ class Client:
             lane.unsure = False  # whatever became of the hello, the request was not sent
         if kind != RETURN:
             lane.close()
+            if kind == LOADING:
+                raise StillLoading(result)
             raise from_wire(*result)
         return bool(result[3])
 

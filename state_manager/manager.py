@@ -13,25 +13,31 @@ import os
 import signal
 from multiprocessing.managers import BaseManager
 from pathlib import Path
+from typing import Any, Literal
 
 from . import serializer
+from .clock import Clock
 from .directory import SOCKET, StateDirectory
 from .errors import StateError
 from .server import StateServer
 from .settings import VERSION
 from .stock import CounterObject, DictObject
+from .takeover import take_over
 
-log = logging.getLogger("state_manager")
+logger = logging.getLogger("state_manager")
+
+Durability = Literal["process", "power", "none"]
 
 
 class Manager(BaseManager):
     """A ``BaseManager`` of a checked, locked directory, with the objects that stock clients may ask for."""
 
-    def __init__(self, directory: StateDirectory, lock: int) -> None:
+    def __init__(self, directory: StateDirectory, lock: int, max_memory: int | None = None) -> None:
         self._key = directory.key(create=True)
         super().__init__(str(directory.path / SOCKET), self._key, serializer="msgpack")
         self._directory = directory
         self._lock = lock
+        self._max_memory = max_memory
 
     def get_server(self) -> StateServer:
         """Return the server, for ``serve_forever``. Nobody can connect before all else is in place."""
@@ -42,6 +48,7 @@ class Manager(BaseManager):
             self._key,
             epoch,
             directory=str(self._directory.path),
+            max_memory=self._max_memory,
             reserve_epoch=self._directory.reserve_epoch,
             still_mine=lambda: self._directory.still_mine(self._lock),
         )
@@ -51,42 +58,76 @@ Manager.register("dict", DictObject, exposed=DictObject.exposed)
 Manager.register("counter", CounterObject, exposed=CounterObject.exposed)
 
 
-def serve(path: Path, *, ready_fd: int | None = None) -> int:
+def serve(
+    path: Path,
+    *,
+    ready_fd: int | None = None,
+    durability: Durability = "none",
+    recover: bool = False,
+    takeover: bool = False,
+    max_memory: int | None = None,
+) -> int:
     """Serve a directory until SIGTERM, SIGINT or a shutdown request; return the exit code.
 
-    ``ready_fd``: a descriptor that gets one line, ``ready PID`` or ``error TEXT``, and is then closed.
+    ``ready_fd``: a descriptor that gets ``ready PID`` or ``error TEXT``, after ``loading`` every now and then, and is
+    then closed. ``durability``: "process", "power" or "none". ``recover``: step over damage in the journal, and keep
+    the damaged file. ``takeover``: ask a manager that is there to end, and go on in its place. ``max_memory``: bytes.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s state-manager[%(process)d] %(message)s")
     serializer.register()
-    try:
-        directory = StateDirectory.open(path, create=True)
-        lock = directory.lock()
-        server = Manager(directory, lock).get_server()
-    except StateError as error:
-        log.error("%s", error)
-        _report(ready_fd, f"error {error}")
-        return 1
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
-    log.info("version %s serves %s", VERSION, directory.path)
-    _report(ready_fd, f"ready {os.getpid()}")
-    # Requests make no cycles, and a collection over a million entries would be a pause for everybody.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            directory = stack.enter_context(contextlib.closing(StateDirectory.open(path, create=True)))
+            lock = take_over(directory) if takeover else directory.lock()
+            stack.callback(os.close, lock)
+            server = Manager(directory, lock, max_memory).get_server()
+            stack.callback(_unlink_socket, directory, lock)
+            if durability != "none":
+                from .journal.log import Journal
+
+                journal = Journal.open(directory, mode=durability, recover=recover)
+                stack.callback(journal.close)
+                _load(server, journal, ready_fd)
+        except (StateError, OSError) as error:
+            logger.error("%s", error)
+            _report(ready_fd, f"error {error}", last=True)
+            return 1
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        logger.info("version %s serves %s, durability %s", VERSION, directory.path, durability)
+        _report(ready_fd, f"ready {os.getpid()}", last=True)
+        # Requests make no cycles, and a collection over a million entries would be a pause for everybody.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
         server.serve_forever()
-    finally:
-        if directory.still_mine(lock):
-            directory.unlink_socket()
-        os.close(lock)
-        directory.close()
-    log.info("ended")
+    logger.info("ended")
     return 0
 
 
-def _report(ready_fd: int | None, line: str) -> None:
+def _load(server: StateServer, journal: Any, ready_fd: int | None) -> None:
+    from .durability import Compaction, load
+
+    def breathe(progress: str) -> None:
+        server.answer_while_loading(progress)
+        _report(ready_fd, "loading")
+
+    gc.disable()  # it would look through all that was read, again and again, and find nothing
+    load(server.service, journal, breathe)
+    server.clock = Clock(journal.last_now)
+    server.chores.append(Compaction(server.service, journal).step)
+    server.loading = None
+    server.watch_sessions()
+
+
+def _unlink_socket(directory: StateDirectory, lock: int) -> None:
+    if directory.still_mine(lock):
+        directory.unlink_socket()
+
+
+def _report(ready_fd: int | None, line: str, *, last: bool = False) -> None:
     if ready_fd is not None:
         with contextlib.suppress(OSError):  # who started us may have given up
             os.write(ready_fd, line.encode() + b"\n")
-            os.close(ready_fd)
+            if last:
+                os.close(ready_fd)

@@ -35,13 +35,13 @@ from .directory import peer_pid, peer_uid
 from .errors import StateError, TooLarge, Unavailable, to_wire
 from .poller import READ, WRITE, new_poller
 from .processes import start_time
-from .service import Log, Service
+from .service import Service
 from .sessions import LANE_BITS, Lane, Session
 from .settings import FRAME_LIMIT, PROTOCOL, VERSION
 from .stock import StockPeer
 from .store import Store
 from .watch import Watch
-from .wire import ERROR, HEADER, LENGTH, RETURN, Handshake, frame, packer, unpack
+from .wire import ERROR, HEADER, LENGTH, LOADING, RETURN, Handshake, frame, packer, unpack
 
 logger = logging.getLogger("state_manager")
 
@@ -72,8 +72,7 @@ class StateServer(multiprocessing.managers.Server):
         epoch: int,
         *,
         directory: str = "",
-        clock: Callable[[], float] | None = None,
-        log: Log | None = None,
+        max_memory: int | None = None,
         reserve_epoch: Callable[[int], None] = lambda epoch: None,
         still_mine: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -82,14 +81,16 @@ class StateServer(multiprocessing.managers.Server):
         self.address = listener.getsockname()
         self._listener = listener
         self._key = authkey
-        self._clock = clock or Clock()
+        self.clock: Callable[[], float] = Clock()
+        self.loading: str | None = None  # how far the journal is read; until then nobody is attached
+        self.chores: list[Callable[[float], bool]] = []  # called between ticks; each says whether it has more to do
         self._directory = directory
         self._reserve_epoch = reserve_epoch
         self._still_mine = still_mine
         self._started = time.monotonic()
         table = {**TABLE, ("manager", "stats"): row("manager", "stats", self._stats, writes=False)}
         table["manager", "shutdown"] = row("manager", "shutdown", self._shutdown, writes=False)
-        self.service = Service(Store(epoch), token=lambda: secrets.token_hex(32), table=table, log=log)
+        self.service = Service(Store(epoch), token=lambda: secrets.token_hex(32), table=table, max_memory=max_memory)
         self._pack = packer().pack
         self._poller = new_poller()
         self._ready: dict[int, Connection | Callable[[], object]] = {}  # what to do when a descriptor is ready
@@ -109,7 +110,7 @@ class StateServer(multiprocessing.managers.Server):
 
     def serve_forever(self) -> None:
         """Serve until stopped, then send what is unsent and close everything."""
-        poll, clock, ready = self._poller.poll, self._clock, self._ready
+        poll, clock, ready = self._poller.poll, self.clock, self._ready
         try:
             while not self._stopping:
                 events = poll(0.0 if self._backlog or self._untidy else HOUSEKEEPING)
@@ -140,6 +141,11 @@ class StateServer(multiprocessing.managers.Server):
         if reply is not None:
             self._send(connection, _pack_length(len(reply)) + reply)
         return True
+
+    def answer_while_loading(self, progress: str) -> None:
+        """Do a tick for those who connect while the journal is read: they are told to wait."""
+        self.loading = progress
+        self._tick(self._poller.poll(0.0), self.clock())
 
     def stop(self) -> None:
         """End ``serve_forever`` after the present tick. May be called from a signal handler."""
@@ -309,6 +315,8 @@ class StateServer(multiprocessing.managers.Server):
     def _hello(self, connection: Connection, payload: bytes) -> bytes | None:
         """The first message of a peer that knows the key: ours introduces its lane, a stock one does not."""
         connection.deadline = None
+        if self.loading is not None:
+            return self._pack([LOADING, f"the manager of {self._directory} is reading its journal ({self.loading})"])
         try:
             message = unpack(payload)
             if message[:2] == [None, "accept_connection"] and type(message[2][0]) is list:
@@ -352,10 +360,10 @@ class StateServer(multiprocessing.managers.Server):
         self._watch.add(found.session)
         return [PROTOCOL, VERSION, self.service.store.epoch, known]
 
-    def watch(self, sessions: list[Session]) -> None:
+    def watch_sessions(self) -> None:
         """Watch sessions that were restored; those whose process has ended meanwhile end now."""
-        self.service.begin(self._clock())
-        for session in sessions:
+        self.service.begin(self.clock())
+        for session in list(self.service.sessions.values()):
             self._watch.add(session)
 
     def _end(self, session: Session) -> bool:
@@ -377,6 +385,8 @@ class StateServer(multiprocessing.managers.Server):
             self._untidy = self.service.tidy()
         except StateError:
             self._untidy = False  # until the next second, in case the log takes something again
+        for chore in self.chores:
+            self._untidy |= chore(now)
         if now < self._next_housekeeping:
             return
         self._next_housekeeping = now + HOUSEKEEPING

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol
 from .checks import Key
 from .commands import TABLE, Command
 from .errors import StateError, to_wire
+from .policies import OPTIONS, adapt, kept, options_of
 from .sessions import LANE_BITS, SESSIONS, Lane, LaneRecord, Session
 from .store import ABSENT, Change, Entry, Store, cost
 from .wire import ERROR, RETURN, packer, unpack
@@ -153,11 +154,13 @@ class Service:
         token: Callable[[], str],
         table: Mapping[tuple[str, str], Command] = TABLE,
         log: Log | None = None,
+        max_memory: int | None = None,
     ) -> None:
         self.store = store
         self.sessions: dict[bytes, Session] = {}
         self.commands = 0
         self.log: Log = log or NoLog()
+        self._max_memory = max_memory
         self._table = table
         self._view = StoreView(store, token)
         self._pack = packer().pack
@@ -221,6 +224,9 @@ class Service:
         if changes:
             if self._refusal is not None:
                 raise self._refusal
+            if self._max_memory is not None or OPTIONS in self.store.spaces:
+                owner = view.lane.session.number if view.lane else None
+                changes = adapt(self.store, changes, owner, self._max_memory)
             view.apply(changes)
         return result
 
@@ -231,7 +237,10 @@ class Service:
             for lane, _, _ in self._touched:
                 if not lane.session.stored:
                     self._store_session(lane.session)
-            self.log.append(view.now, view.changes, [lane.record for lane, _, _ in self._touched] + self._records)
+            changes = kept(self.store, view.changes)
+            if changes or self._records:
+                lanes = [lane.record for lane, _, _ in self._touched]
+                self.log.append(view.now, changes, lanes + self._records if self._records else lanes)
             self.store.discard(view.undo)
             view.changes, view.undo = [], []
             self._records, self._new = [], []
@@ -310,15 +319,15 @@ class Service:
     def end(self, session: Session) -> None:
         """Forget a session whose process has ended. Raises StateError if the log takes no more: then it stays."""
         if session.stored:
-            self._view.apply(((SESSIONS, session.number, ABSENT),))
+            self._view.apply((*self.store.owned(session.number), (SESSIONS, session.number, ABSENT)))
             self._records += [(lane.key,) for lane in session.lanes.values()]
             self._commit_or_undo()
         self.sessions.pop(session.id, None)
         session.lanes.clear()  # they point back, and the manager runs without a collector of cycles
         self._view.forget_cursors(session)
 
-    def restore(self, lanes: Mapping[int, tuple[int, bytes]]) -> list[Session]:
-        """Make the sessions that the store holds, with these lanes, and return them, for their ends to be watched."""
+    def restore(self, lanes: Mapping[int, tuple[int, bytes]]) -> None:
+        """Make the sessions that the store holds, with these lanes."""
         space = self.store.spaces.get(SESSIONS)
         by_number = {}
         for number, (id_, pid, started) in space.entries.items() if space else ():
@@ -330,7 +339,6 @@ class Service:
             if owner := by_number.get(key >> LANE_BITS):
                 id_ = key & ((1 << LANE_BITS) - 1)
                 owner.lanes[id_] = Lane(owner, id_, last, reply)
-        return list(by_number.values())
 
     def snapshot(self, limit: int) -> Iterator[tuple[list[Change], list[LaneRecord]]]:
         """Yield all that must be kept, in slices of about ``limit`` bytes, while ticks go on between them.
@@ -350,7 +358,7 @@ class Service:
         yield [], records
         for name in list(self.store.spaces):
             space = self.store.spaces.get(name)
-            keys = list(space.entries) if space else []
+            keys = list(space.entries) if space and options_of(self.store, name).durable else []
             changes: list[Change] = []
             size = 0
             for key in keys:

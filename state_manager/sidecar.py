@@ -30,6 +30,9 @@ SERVE = ("-P", "-m", "state_manager", "serve")
 """What the interpreter is told. ``-P``: a ``state_manager.py`` in the working directory is not the manager."""
 
 CONNECT_SECONDS = 1.0
+LOADING_SECONDS = 10.0
+"""How long a manager that is reading its journal may be silent."""
+_LOADING = b"loading\n"
 LAST_WORDS = 2048
 """Bytes of a dead manager's log that its error shows."""
 _POLL = 0.02
@@ -222,7 +225,9 @@ def _ready(reader: socket.socket, deadline: float) -> int:
     while not (said.startswith(b"ready ") and said.endswith(b"\n")):
         reader.settimeout(max(deadline - time.monotonic(), 0.001))
         part = reader.recv(4096)
-        said += part
+        if _LOADING in part:
+            deadline = max(deadline, time.monotonic() + LOADING_SECONDS)
+        said = (said + part).replace(_LOADING, b"")
         if not part:
             break
     word, _, text = said.decode(errors="replace").strip().partition(" ")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Iterable, Iterator
+from math import inf
 from sys import getsizeof
 from typing import Any, Final, Literal, TypeAlias
 from zlib import crc32
@@ -47,22 +48,34 @@ class Absent:
 ABSENT: Final = Absent()
 
 
+NEVER: Final = inf
+"""The deadline of an entry that has an owner and no deadline."""
+
+
 class Entry:
-    """A value that ends at ``deadline``, in seconds of the clock that the caller passes as ``now``."""
+    """A value that ends at ``deadline``, in seconds of the clock that the caller passes as ``now``, or with its owner.
 
-    __slots__ = ("deadline", "value")
+    ``owner`` is the number of a session, None for nobody's.
+    """
 
-    def __init__(self, value: Stored, deadline: float) -> None:
+    __slots__ = ("deadline", "owner", "value")
+
+    def __init__(self, value: Stored, deadline: float, owner: int | None = None) -> None:
         self.value = value
         self.deadline = deadline
+        self.owner = owner
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Entry) and (self.value, self.deadline) == (other.value, other.deadline)
+        return isinstance(other, Entry) and (self.value, self.deadline, self.owner) == (
+            other.value,
+            other.deadline,
+            other.owner,
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Entry({self.value!r}, deadline={self.deadline!r})"
+        return f"Entry({self.value!r}, deadline={self.deadline!r}, owner={self.owner!r})"
 
 
 Change: TypeAlias = tuple[str, Key | None, Any]
@@ -72,7 +85,7 @@ Change: TypeAlias = tuple[str, Key | None, Any]
 ENTRY_COST: Final = 96
 """Bytes that a dict spends on one item beside key and value, on the average of its growth steps."""
 DEADLINE_COST: Final = getsizeof(Entry(None, 0.0)) + 24 + 160
-"""What a deadline adds: the Entry, its float and its place in a bucket."""
+"""What a deadline or an owner adds: the Entry, its float and where it is listed."""
 
 
 def cost(key: Key, entry: Any) -> int:
@@ -126,6 +139,7 @@ class Store:
         self.bytes = 0
         self.versions = array("Q")
         self._deadlines = Deadlines()
+        self._owned: dict[int, dict[tuple[str, Key], None]] = {}
         self._rubbish: list[tuple[str, dict[Key, Any]]] = []
         self._emptied = False
         self.versions = array("Q", [epoch << EPOCH_SHIFT]) * SLOTS
@@ -169,14 +183,14 @@ class Store:
             else:
                 growth = -cost(key, old)
                 if type(old) is Entry:
-                    self._deadlines.discard(old.deadline, name, key)
+                    self._unlist(name, key, old)
             if entry is not ABSENT:
                 entries[key] = entry
                 growth += cost(key, entry)
                 if old is ABSENT:
                     self.entries += 1
                 if type(entry) is Entry:
-                    self._deadlines.add(entry.deadline, name, key)
+                    self._list(name, key, entry)
             elif old is not ABSENT:
                 del entries[key]
                 self.entries -= 1
@@ -193,6 +207,22 @@ class Store:
         undo.reverse()
         return undo
 
+    def _list(self, name: str, key: Key, entry: Entry) -> None:
+        """Note when an entry ends."""
+        if entry.deadline < NEVER:
+            self._deadlines.add(entry.deadline, name, key)
+        if entry.owner is not None:
+            self._owned.setdefault(entry.owner, {})[name, key] = None
+
+    def _unlist(self, name: str, key: Key, entry: Entry) -> None:
+        if entry.deadline < NEVER:
+            self._deadlines.discard(entry.deadline, name, key)
+        if entry.owner is not None:
+            owned = self._owned.get(entry.owner, {})
+            owned.pop((name, key), None)
+            if not owned:
+                self._owned.pop(entry.owner, None)
+
     def _replace(self, space: Space, entries: Absent | dict[Key, Any]) -> dict[Key, Any]:
         """Swap all entries of a space for others (none, if ABSENT) and return the former ones."""
         self._emptied = True
@@ -201,7 +231,7 @@ class Store:
         total = sum(cost(key, entry) for key, entry in space.entries.items())
         for key, entry in space.entries.items():
             if type(entry) is Entry:
-                self._deadlines.add(entry.deadline, space.name, key)
+                self._list(space.name, key, entry)
         self.entries += len(space.entries) - len(former)
         self.bytes += total - space.bytes
         space.bytes = total
@@ -222,6 +252,14 @@ class Store:
             self.versions = array("Q", [self.epoch << EPOCH_SHIFT]) * SLOTS
         else:
             self.versions = array("Q", [version + 1 for version in self.versions])
+
+    def owned(self, owner: int) -> list[Change]:
+        """Return the changes that delete what this owner has."""
+        return [
+            (name, key, ABSENT)
+            for name, key in self._owned.get(owner, ())
+            if type(found := self.get(name, key)) is Entry and found.owner == owner
+        ]
 
     # -- what nobody waits for -----------------------------------------------------------------------------------
 
@@ -252,8 +290,9 @@ class Store:
                 limit -= 1
                 if type(entry) is Entry:
                     live = self.get(name, key)
-                    if type(live) is not Entry or not self._deadlines.same(live.deadline, entry.deadline):
-                        self._deadlines.discard(entry.deadline, name, key)
+                    self._unlist(name, key, entry)
+                    if type(live) is Entry:
+                        self._list(name, key, live)  # it may be listed where the old one was
             if not entries:
                 self._rubbish.pop()
         return bool(self._rubbish)
@@ -269,7 +308,8 @@ class Store:
             total += size
             for key, entry in space.entries.items():
                 if type(entry) is Entry:
-                    assert (name, key) in self._deadlines, f"{name!r} {key!r} would never expire"
+                    assert entry.deadline == NEVER or (name, key) in self._deadlines, f"{name!r} {key!r} never expires"
+                    assert entry.owner is None or (name, key) in self._owned[entry.owner]
         assert total == self.bytes
         assert self.entries == sum(len(space.entries) for space in self.spaces.values())
         assert min(self.versions) >= self.epoch << EPOCH_SHIFT
@@ -288,10 +328,6 @@ class Deadlines:
     def __iter__(self) -> Iterator[tuple[str, Key]]:
         for bucket in self._buckets.values():
             yield from bucket
-
-    @staticmethod
-    def same(one: float, other: float) -> bool:
-        return int(one) == int(other)
 
     def add(self, deadline: float, name: str, key: Key) -> None:
         second = int(deadline)

@@ -24,6 +24,8 @@ from .errors import AuthenticationFailed
 
 RETURN: Final = "#RETURN"
 ERROR: Final = "#ERROR"
+LOADING: Final = "#LOADING"
+"""The manager is reading its journal: connect again in a moment. Sent instead of the reply to the first request."""
 
 LENGTH: Final = struct.Struct("!i")
 HEADER: Final = LENGTH.size

@@ -21,7 +21,7 @@ PACKAGE = Path(state_manager.__file__).parent
 
 BOTTOM = ["errors", "settings", "checks", "leaves", "classes", "codec", "wire", "serializer"]
 BOTTOM += ["users", "checked", "directory", "processes"]
-SERVER = ["store", "commands", "sessions", "service", "memory", "clock", "poller", "connection", "watch", "stock"]
+SERVER = ["store", "policies", "commands", "sessions", "service", "memory", "clock", "poller", "connection", "watch", "stock"]
 SERVER += ["journal", "server", "manager"]
 CLIENT = ["sidecar", "client", "proxies", "api", "__init__"]
 CLIENT += ["flask", "supervisor", "gunicorn", "cli_output", "cli_commands", "cli", "__main__"]
@@ -29,7 +29,7 @@ CLIENT += ["flask", "supervisor", "gunicorn", "cli_output", "cli_commands", "cli
 LAZILY = {("api", "memory"), ("cli_commands", "manager")}
 """Imports of the other half, each inside the one function that needs it."""
 
-PURE = {"errors", "checks", "leaves", "classes", "codec", "store", "commands", "sessions", "service"}
+PURE = {"errors", "checks", "leaves", "classes", "codec", "store", "policies", "commands", "sessions", "service"}
 IMPURE = {
     "asyncio",
     "multiprocessing",

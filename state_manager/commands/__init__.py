@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import entries, many, system
+from . import entries, many, options, system
 from .base import Command
 
 TABLE: dict[tuple[str, str], Command] = {
-    (command.kind, command.name): command for command in (*entries.COMMANDS, *many.COMMANDS, *system.COMMANDS)
+    (command.kind, command.name): command
+    for command in (*entries.COMMANDS, *many.COMMANDS, *options.COMMANDS, *system.COMMANDS)
 }
 """By kind of object (the ident in a request) and name of the method."""
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
+from msgpack import packb
+
 from ..checks import Key, check_name, seconds
 from ..errors import TooLarge
 from ..settings import VALUE_LIMIT
@@ -101,9 +103,15 @@ def value_of(found: Any) -> Stored:
     return found.value if type(found) is Entry else found
 
 
+def shown_value(found: Any) -> Stored:
+    """Return a value as a client may have it: a list of the manager's own is encoded as ``codec`` would do it."""
+    value = found.value if type(found) is Entry else found
+    return packb(value) if type(value) is list else value
+
+
 def with_value(found: Any, value: Stored) -> Any:
     """Return an entry with this value and the deadline that ``found`` has, if any."""
-    return Entry(value, found.deadline) if type(found) is Entry else value
+    return Entry(value, found.deadline, found.owner) if type(found) is Entry else value
 
 
 def check_size(total: int) -> None:

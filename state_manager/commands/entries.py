@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..checks import SHORT, Key, check_int, check_key, check_name, check_stored, seconds
-from ..store import ABSENT, Entry, Stored
-from .base import Done, View, check_readable, entry, row, value_of, with_value
+from ..store import ABSENT, NEVER, Entry, Stored
+from .base import Done, View, check_readable, entry, row, shown_value, value_of, with_value
 
 
 def get(view: View, now: float, space: str, key: Key) -> Done:
@@ -17,7 +17,7 @@ def get(view: View, now: float, space: str, key: Key) -> Done:
     found = view.get(space, key)
     if found is ABSENT:
         return (view.version(space, key),), ()
-    return (view.version(space, key), found.value if type(found) is Entry else found), ()
+    return (view.version(space, key), shown_value(found)), ()
 
 
 def contains(view: View, now: float, space: str, key: Key) -> Done:
@@ -123,7 +123,7 @@ def ttl(view: View, now: float, space: str, key: Key) -> Done:
     found = view.get(space, key)
     if found is ABSENT:
         return [], ()
-    return [found.deadline - now if type(found) is Entry else None], ()
+    return [found.deadline - now if type(found) is Entry and found.deadline < NEVER else None], ()
 
 
 def expire(view: View, now: float, space: str, key: Key, ttl: float) -> Done:
@@ -140,7 +140,9 @@ def persist(view: View, now: float, space: str, key: Key) -> Done:
     check_name(space)
     check_key(key)
     found = view.get(space, key)
-    return (True, ((space, key, found.value),)) if type(found) is Entry else (False, ())
+    if type(found) is not Entry or found.deadline == NEVER:
+        return False, ()
+    return True, ((space, key, found.value),)
 
 
 COMMANDS = (

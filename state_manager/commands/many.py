@@ -6,7 +6,7 @@ from typing import Any
 
 from ..checks import Key, check_key, check_name, check_stored
 from ..store import ABSENT, Change, cost
-from .base import Done, View, check_readable, check_size, entry, row, value_of
+from .base import Done, View, check_readable, check_size, entry, row, shown_value
 
 
 def get_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
@@ -20,7 +20,7 @@ def get_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
         total += cost(key, found)
         check_size(total)
         version = view.version(space, key)
-        answers.append([version] if found is ABSENT else [version, value_of(found)])
+        answers.append([version] if found is ABSENT else [version, shown_value(found)])
     return answers, ()
 
 
@@ -67,7 +67,7 @@ def scan(view: View, now: float, space: str, cursor: int | None = None, values: 
     check_readable(space)
     page, following = view.page(space, cursor)
     if values:
-        return [following, [item for key, found in page for item in (key, value_of(found))]], ()
+        return [following, [item for key, found in page for item in (key, shown_value(found))]], ()
     return [following, [key for key, _ in page]], ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..checks import check_int, check_key, check_name, seconds
+from ..policies import OPTIONS
 from ..store import ABSENT, Entry
 from .base import COUNTERS, FINGERPRINTS, ONCE, SECRETS, Done, View, row, value_of
 from .entries import add_to
@@ -100,7 +101,8 @@ def spaces(view: View, now: float) -> Done:
 def drop(view: View, now: float, name: str) -> Done:
     """Delete a dict with all that belongs to it; return whether it was there."""
     check_name(name)
-    return (True, ((name, None, ABSENT),)) if view.size(name) else (False, ())
+    there = view.size(name) > 0 or view.get(OPTIONS, name) is not ABSENT
+    return (True, ((name, None, ABSENT), (OPTIONS, name, ABSENT))) if there else (False, ())
 
 
 def ping(view: View, now: float) -> Done:

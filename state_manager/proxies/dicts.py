@@ -9,6 +9,7 @@ from typing import Any
 from ..checks import Key, check_key, check_name, seconds
 from ..client import Caller
 from ..codec import decode, encode
+from .options import UNSET, Configuring
 
 TTL = float | timedelta | None
 """Seconds or a timedelta, finite and above zero; None for no deadline."""
@@ -257,10 +258,14 @@ class _Values(ValuesView[Any]):
             yield from map(decode, page[1::2])
 
 
-def open_dict(caller: Caller, name: str) -> SharedDict:
-    """Return the dict of this name; names that begin with ":" are refused."""
+def open_dict(caller: Caller, name: str, options: Mapping[str, Any]) -> SharedDict:
+    """Return the dict of this name; names that begin with ":" are refused. ``options`` may have UNSET ones."""
     check_name(name)
-    return SharedDict(caller, name)
+    opened = SharedDict(caller, name)
+    given = {option: value for option, value in options.items() if value is not UNSET}
+    if given:
+        opened._caller = Configuring(caller, opened, given)
+    return opened
 
 
 def _ttl(ttl: TTL) -> float | None:

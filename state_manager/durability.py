@@ -1,0 +1,114 @@
+"""What the journal is to the service: the log of its ticks, compacted between them, and read again at a start."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from .errors import StateError
+from .journal.failures import JournalFull
+from .journal.log import Journal
+from .service import Service
+from .sessions import LaneRecord
+from .store import ABSENT, Change
+
+logger = logging.getLogger("state_manager")
+
+SLICE: Final = 16_384
+"""Bytes that a compaction writes between two ticks: a request waits for one slice at the most."""
+BREATH: Final = 0.05
+"""Seconds of reading a journal after which those who wait are told that it goes on."""
+
+
+class JournalLog:
+    """A ``service.Log``. On a full disk what only deletes may use the journal's reserve."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def append(self, now: float, changes: Sequence[Change], lanes: Sequence[LaneRecord]) -> None:
+        try:
+            self._journal.append(now, changes, lanes)
+        except JournalFull:
+            if not all(entry is ABSENT for _, _, entry in changes):
+                raise
+            self._journal.append(now, changes, lanes, deletes_only=True)
+
+
+class Compaction:
+    """Writes all entries into a new segment, a slice between two ticks, so that the older segments can go."""
+
+    def __init__(self, service: Service, journal: Journal) -> None:
+        self._service = service
+        self._journal = journal
+        self._slices: Iterator[tuple[list[Change], list[LaneRecord]]] | None = None
+        self._syncing = False
+        self._next_look = 0.0
+
+    def step(self, now: float) -> bool:
+        """Do a bounded part of what there is to do; return whether there is more to do at once."""
+        try:
+            if self._slices is not None:
+                return self._write_slice(now)
+            if now >= self._next_look:
+                self._next_look = now + 1.0
+                return self._look()
+        except StateError as error:
+            logger.warning("the journal could not be compacted: %s", error)
+            self._journal.give_up()
+            self._slices, self._syncing = None, False
+        return False
+
+    def _write_slice(self, now: float) -> bool:
+        assert self._slices is not None
+        for changes, lanes in self._slices:
+            self._journal.append_slice(now, changes, lanes)
+            return True
+        self._slices = None
+        self._journal.complete(now)
+        self._syncing = True
+        return False
+
+    def _look(self) -> bool:
+        if self._syncing:
+            self._syncing = not self._journal.completed()
+            return False
+        self._journal.restore_reserve()
+        if not self._journal.wants_compaction(self._service.store.bytes):
+            return False
+        self._journal.begin_compaction()
+        self._slices = self._service.snapshot(SLICE)
+        return True
+
+
+def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> None:
+    """Read the journal into an empty service. ``breathe`` is called now and then with how far it is."""
+    start = last = time.monotonic()
+    lanes: dict[int, tuple[int, bytes]] = {}
+    frames = 0
+    done = 0.0
+
+    def progress(read: int, total: int) -> None:
+        nonlocal done
+        done = read / max(total, 1)
+
+    for frame in journal.replay(progress):
+        service.store.apply(frame.changes)
+        for key, *reply in frame.lanes:
+            if reply:
+                lanes[key] = (reply[0], reply[1])
+            else:
+                lanes.pop(key, None)
+        frames += 1
+        if time.monotonic() - last > BREATH:
+            breathe(f"{done:.0%}")
+            last = time.monotonic()
+    service.log = JournalLog(journal)
+    service.restore(lanes)
+    if journal.report:
+        logger.warning("%s", journal.report)
+    if frames:
+        took = time.monotonic() - start
+        logger.info("read %d entries from %d frames in %.2f s", service.store.entries, frames, took)

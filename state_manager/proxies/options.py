@@ -1,0 +1,54 @@
+"""Setting a dict's options: when the dict is first used, because importing an application needs no manager."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..client import Caller
+
+if TYPE_CHECKING:
+    from .dicts import SharedDict
+
+logger = logging.getLogger("state_manager")
+
+
+class Unset:
+    """The type of ``UNSET``: an option that was not given, which stays as it is."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Any = Unset()
+
+
+class Configuring:
+    """Stands in for a dict's caller until the first call, sends the options before it, and then steps aside."""
+
+    def __init__(self, caller: Caller, owner: SharedDict, given: dict[str, Any]) -> None:
+        self._caller = caller
+        self._owner = owner
+        self._given = given
+
+    def __repr__(self) -> str:
+        return repr(self._caller)
+
+    def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
+        flat = [part for option in self._given.items() for part in option]
+        before = self._caller.call("dict", "configure", (self._owner.name, flat), True)
+        names = ("durable", "max_bytes", "on_full", "ephemeral")
+        changed = {
+            option: (former, self._given[option])
+            for option, former in zip(names, before, strict=False)
+            if option in self._given and self._given[option] != former
+        }
+        if changed:
+            what = ", ".join(f"{option} was {former!r} and is {now!r}" for option, (former, now) in changed.items())
+            logger.warning("the dict %r got other options than it had: %s", self._owner.name, what)
+        self._owner._caller = self._caller
+        return self._caller.call(kind, name, args, numbered)
+
+    def close(self) -> None:
+        self._caller.close()
