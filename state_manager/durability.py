@@ -96,11 +96,11 @@ def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> 
 
     for frame in journal.replay(progress):
         service.store.apply(frame.changes)
-        for key, *reply in frame.lanes:
-            if reply:
-                lanes[key] = (reply[0], reply[1])
+        for record in frame.lanes:
+            if len(record) == 3:
+                lanes[record[0]] = (record[1], record[2])
             else:
-                lanes.pop(key, None)
+                lanes.pop(record[0], None)
         frames += 1
         if time.monotonic() - last > BREATH:
             breathe(f"{done:.0%}")

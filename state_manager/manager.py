@@ -13,12 +13,14 @@ import os
 import signal
 from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from . import serializer
 from .clock import Clock
 from .directory import SOCKET, StateDirectory
+from .durability import Compaction, load
 from .errors import StateError
+from .journal.log import Journal
 from .server import StateServer
 from .settings import VERSION
 from .stock import CounterObject, DictObject
@@ -62,7 +64,7 @@ def serve(
     path: Path,
     *,
     ready_fd: int | None = None,
-    durability: Durability = "none",
+    durability: Durability = "process",
     recover: bool = False,
     takeover: bool = False,
     max_memory: int | None = None,
@@ -83,8 +85,6 @@ def serve(
             server = Manager(directory, lock, max_memory).get_server()
             stack.callback(_unlink_socket, directory, lock)
             if durability != "none":
-                from .journal.log import Journal
-
                 journal = Journal.open(directory, mode=durability, recover=recover)
                 stack.callback(journal.close)
                 _load(server, journal, ready_fd)
@@ -105,9 +105,7 @@ def serve(
     return 0
 
 
-def _load(server: StateServer, journal: Any, ready_fd: int | None) -> None:
-    from .durability import Compaction, load
-
+def _load(server: StateServer, journal: Journal, ready_fd: int | None) -> None:
     def breathe(progress: str) -> None:
         server.answer_while_loading(progress)
         _report(ready_fd, "loading")

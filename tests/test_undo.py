@@ -78,10 +78,10 @@ def test_what_cannot_be_logged_is_undone_and_versions_only_grow(service: Service
     service.commit()
     before, reply, version = state(service), lane.reply, service.store.version("a", "x")
     log.fails = True
-    for number, message in enumerate(
-        [("set", "a", "x", 2), ("pop", "a", "t"), ("set", "b", "y", 3, 5.0), ("clear", "a"), ("increment", "c", "n")], 3
+    for number, (name, *args) in enumerate(
+        [["set", "a", "x", 2], ["pop", "a", "t"], ["set", "b", "y", 3, 5.0], ["clear", "a"], ["increment", "c", "n"]], 3
     ):
-        service.handle(lane, request(*message, number=number))
+        service.handle(lane, request(str(name), *args, number=number))
     assert state(service) != before
     with pytest.raises(StoreFull):
         service.commit()
@@ -171,11 +171,11 @@ def replayed(log: FakeLog) -> Service:
     lanes: dict[int, tuple[int, bytes]] = {}
     for changes, records in log.frames:
         service.store.apply(changes)
-        for key, *reply in records:
-            if reply:
-                lanes[key] = (reply[0], reply[1])  # type: ignore[assignment]
+        for record in records:
+            if len(record) == 3:
+                lanes[record[0]] = (record[1], record[2])
             else:
-                lanes.pop(key, None)
+                lanes.pop(record[0], None)
     service.restore(lanes)
     service.begin(2_000.0)
     return service
