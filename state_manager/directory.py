@@ -188,12 +188,13 @@ class StateDirectory:
 
     # The manager's lock
 
-    def lock(self) -> int:
+    def lock(self, patience: float = LOCK_PATIENCE) -> int:
         """Take the lock of the one manager, and return the descriptor that holds it until it is closed.
 
-        A forked child shares it: take it after the last fork. Raises StateError with the holder's pid if it is held.
+        A forked child shares it: take it after the last fork. ``patience``: seconds to wait for a holder to end. Raises
+        StateError with the holder's pid if it does not.
         """
-        deadline = time.monotonic() + LOCK_PATIENCE
+        deadline = time.monotonic() + patience
         while True:
             with refusing(self.path / LOCK):
                 fd = open_file(self.fd, self.path / LOCK, os.O_RDWR | os.O_CREAT)

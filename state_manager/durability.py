@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from .commands.base import Done, View, row
 from .errors import StateError
 from .journal.failures import JournalFull
-from .journal.log import Journal
+from .journal.log import Journal, Pin
 from .service import Service
-from .sessions import LaneRecord
+from .sessions import LaneRecord, Session
 from .store import ABSENT, Change
 
 logger = logging.getLogger("state_manager")
@@ -81,6 +82,40 @@ class Compaction:
         self._journal.begin_compaction()
         self._slices = self._service.snapshot(SLICE)
         return True
+
+
+class Pins:
+    """Which backups are being copied: the files of the journal that they need stay until then."""
+
+    def __init__(self, service: Service, journal: Journal) -> None:
+        self._service = service
+        self._journal = journal
+        self._pins: dict[int, tuple[Pin, Session | None]] = {}
+        service.add(
+            row("manager", "pin", self._pin, writes=False),
+            row("manager", "unpin", self._unpin, writes=False),
+        )
+
+    def _pin(self, view: View, now: float) -> Done:
+        """Keep the files that hold the state of this moment; return ``[token, name, length, name, length, ...]``."""
+        pin = self._journal.pin()
+        self._pins[pin.token] = pin, view.session
+        return [pin.token, *(part for file in pin.files for part in file)], ()
+
+    def _unpin(self, view: View, now: float, token: int) -> Done:
+        """Let the files go; return whether they were still kept."""
+        found = self._pins.pop(token, None)
+        if found is not None:
+            self._journal.unpin(found[0])
+        return found is not None, ()
+
+    def step(self, now: float) -> bool:
+        """Let go what processes that have ended had pinned."""
+        for token, (pin, session) in list(self._pins.items()):
+            if session is not None and session.id not in self._service.sessions:
+                del self._pins[token]
+                self._journal.unpin(pin)
+        return False
 
 
 def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> None:

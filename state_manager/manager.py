@@ -17,14 +17,13 @@ from typing import Literal
 
 from . import serializer
 from .clock import Clock
-from .directory import SOCKET, StateDirectory
-from .durability import Compaction, load
+from .directory import LOCK_PATIENCE, SOCKET, StateDirectory
+from .durability import Compaction, Pins, load
 from .errors import StateError
 from .journal.log import Journal
 from .server import StateServer
 from .settings import VERSION
 from .stock import CounterObject, DictObject
-from .takeover import take_over
 
 logger = logging.getLogger("state_manager")
 
@@ -66,21 +65,21 @@ def serve(
     ready_fd: int | None = None,
     durability: Durability = "process",
     recover: bool = False,
-    takeover: bool = False,
+    patience: float = LOCK_PATIENCE,
     max_memory: int | None = None,
 ) -> int:
     """Serve a directory until SIGTERM, SIGINT or a shutdown request; return the exit code.
 
     ``ready_fd``: a descriptor that gets ``ready PID`` or ``error TEXT``, after ``loading`` every now and then, and is
     then closed. ``durability``: "process", "power" or "none". ``recover``: step over damage in the journal, and keep
-    the damaged file. ``takeover``: ask a manager that is there to end, and go on in its place. ``max_memory``: bytes.
+    the damaged file. ``patience``: seconds to wait for another manager to end. ``max_memory``: bytes.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s state-manager[%(process)d] %(message)s")
     serializer.register()
     with contextlib.ExitStack() as stack:
         try:
             directory = stack.enter_context(contextlib.closing(StateDirectory.open(path, create=True)))
-            lock = take_over(directory) if takeover else directory.lock()
+            lock = directory.lock(patience)
             stack.callback(os.close, lock)
             server = Manager(directory, lock, max_memory).get_server()
             stack.callback(_unlink_socket, directory, lock)
@@ -113,7 +112,7 @@ def _load(server: StateServer, journal: Journal, ready_fd: int | None) -> None:
     gc.disable()  # it would look through all that was read, again and again, and find nothing
     load(server.service, journal, breathe)
     server.clock = Clock(journal.last_now)
-    server.chores.append(Compaction(server.service, journal).step)
+    server.chores += [Compaction(server.service, journal).step, Pins(server.service, journal).step]
     server.loading = None
     server.watch_sessions()
 

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from .commands import TABLE
 from .commands.base import Done, View, row
 from .service import Service
 from .settings import PROTOCOL, VERSION, MemoryAddress
@@ -26,9 +25,11 @@ class MemoryClient:
     def __init__(self, address: MemoryAddress) -> None:
         self.address = address
         self._started = time.monotonic()
-        table = {**TABLE, ("manager", "stats"): row("manager", "stats", self._stats, writes=False)}
-        table["manager", "shutdown"] = row("manager", "shutdown", self._shutdown, writes=False)
-        self.service = Service(Store(int(time.time())), token=lambda: secrets.token_hex(32), table=table)
+        self.service = Service(Store(int(time.time())), token=lambda: secrets.token_hex(32))
+        self.service.add(
+            row("manager", "stats", self._stats, writes=False),
+            row("manager", "shutdown", self._shutdown, writes=False),
+        )
         self._lock = threading.Lock()
         _stores.add(self)
 

@@ -98,9 +98,7 @@ def _oldest(store: Store, space: str, size: int, spared: set[Any], options: Opti
                 if size <= 0:
                     return evictions
     bound = f"{options.max_bytes:,} bytes of its own" if options.max_bytes is not None else "the manager's memory"
-    raise StoreFull(
-        f"the dict {space!r} is full ({bound}): delete something, raise the bound, or set on_full='evict'"
-    )
+    raise StoreFull(f"the dict {space!r} is full ({bound}): delete something, raise the bound, or set on_full='evict'")
 
 
 def kept(store: Store, changes: Sequence[Change]) -> Sequence[Change]:

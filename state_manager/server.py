@@ -28,7 +28,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .clock import Clock
-from .commands import TABLE
 from .commands.base import Done, View, row
 from .connection import Connection, Handler
 from .directory import peer_pid, peer_uid
@@ -88,9 +87,11 @@ class StateServer(multiprocessing.managers.Server):
         self._reserve_epoch = reserve_epoch
         self._still_mine = still_mine
         self._started = time.monotonic()
-        table = {**TABLE, ("manager", "stats"): row("manager", "stats", self._stats, writes=False)}
-        table["manager", "shutdown"] = row("manager", "shutdown", self._shutdown, writes=False)
-        self.service = Service(Store(epoch), token=lambda: secrets.token_hex(32), table=table, max_memory=max_memory)
+        self.service = Service(Store(epoch), token=lambda: secrets.token_hex(32), max_memory=max_memory)
+        self.service.add(
+            row("manager", "stats", self._stats, writes=False),
+            row("manager", "shutdown", self._shutdown, writes=False),
+        )
         self._pack = packer().pack
         self._poller = new_poller()
         self._ready: dict[int, Connection | Callable[[], object]] = {}  # what to do when a descriptor is ready

@@ -63,6 +63,10 @@ class StoreView:
         self._cursor_keys = 0
         self._last_cursor = 0
 
+    @property
+    def session(self) -> Session | None:
+        return self.lane.session if self.lane else None
+
     def apply(self, changes: Sequence[Change]) -> None:
         self.undo.append(self.store.apply(changes))
         self.changes += changes
@@ -97,7 +101,7 @@ class StoreView:
         return [(space.name, len(space.entries), space.bytes) for space in self.store.spaces.values()]
 
     def page(self, space: str, cursor: int | None) -> tuple[list[tuple[Key, Any]], int | None]:
-        session = self.lane.session if self.lane else None
+        session = self.session
         if cursor is None:
             found = self.store.spaces.get(space)
             keys = list(found.entries) if found else []
@@ -161,7 +165,7 @@ class Service:
         self.commands = 0
         self.log: Log = log or NoLog()
         self._max_memory = max_memory
-        self._table = table
+        self._table = dict(table)
         self._view = StoreView(store, token)
         self._pack = packer().pack
         self._touched: list[tuple[Lane, int, bytes]] = []  # lanes that this tick answers, and what they were before
@@ -173,6 +177,10 @@ class Service:
     def __repr__(self) -> str:
         store = self.store
         return f"<Service {store.entries} entries, {store.bytes} bytes, {len(self.sessions)} sessions>"
+
+    def add(self, *commands: Command) -> None:
+        """Add rows to the table."""
+        self._table |= {(command.kind, command.name): command for command in commands}
 
     # -- the tick --------------------------------------------------------------------------------------------------
 
@@ -225,7 +233,7 @@ class Service:
             if self._refusal is not None:
                 raise self._refusal
             if self._max_memory is not None or OPTIONS in self.store.spaces:
-                owner = view.lane.session.number if view.lane else None
+                owner = view.session.number if view.session else None
                 changes = adapt(self.store, changes, owner, self._max_memory)
             view.apply(changes)
         return result

@@ -21,8 +21,8 @@ PACKAGE = Path(state_manager.__file__).parent
 
 BOTTOM = ["errors", "settings", "checks", "leaves", "classes", "codec", "wire", "serializer"]
 BOTTOM += ["users", "checked", "directory", "processes"]
-SERVER = ["store", "policies", "commands", "sessions", "service", "memory", "clock", "poller", "connection", "watch", "stock"]
-SERVER += ["journal", "server", "manager"]
+SERVER = ["store", "policies", "sessions", "commands", "service", "memory", "clock", "poller", "connection", "watch"]
+SERVER += ["stock", "journal", "durability", "server", "manager"]
 CLIENT = ["sidecar", "client", "proxies", "api", "__init__"]
 CLIENT += ["flask", "supervisor", "gunicorn", "cli_output", "cli_commands", "cli", "__main__"]
 

@@ -78,10 +78,15 @@ def test_what_cannot_be_logged_is_undone_and_versions_only_grow(service: Service
     service.commit()
     before, reply, version = state(service), lane.reply, service.store.version("a", "x")
     log.fails = True
-    for number, (name, *args) in enumerate(
-        [["set", "a", "x", 2], ["pop", "a", "t"], ["set", "b", "y", 3, 5.0], ["clear", "a"], ["increment", "c", "n"]], 3
-    ):
-        service.handle(lane, request(str(name), *args, number=number))
+    writes: list[list[Any]] = [
+        ["set", "a", "x", 2],
+        ["pop", "a", "t"],
+        ["set", "b", "y", 3, 5.0],
+        ["clear", "a"],
+        ["increment", "c", "n"],
+    ]
+    for number, write in enumerate(writes, 3):
+        service.handle(lane, request(*write, number=number))
     assert state(service) != before
     with pytest.raises(StoreFull):
         service.commit()

@@ -17,6 +17,7 @@ from msgpack import packb
 
 from ..checks import Key, check_name, seconds
 from ..errors import TooLarge
+from ..sessions import Session
 from ..settings import VALUE_LIMIT
 from ..store import Change, Entry, Stored
 
@@ -48,6 +49,10 @@ class View(Protocol):
 
     def token(self) -> str:
         """Return 256 fresh random bits as hexadecimal text."""
+
+    @property
+    def session(self) -> Session | None:
+        """The process that asks, None for a stock client or ``memory://``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class SharedState(StateManager):
         return self._bindings[app].manager(app)
 
     @property
-    def address(self) -> Address:  # type: ignore[override]
+    def address(self) -> Address:
         """Where the manager is."""
         return self.manager.address
 

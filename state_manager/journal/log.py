@@ -144,7 +144,7 @@ class Journal:
                 self._sync()
                 # A frame that says that all before it are on disk: damage to them is never taken for a crash's.
                 with contextlib.suppress(JournalFailed, JournalFull):
-                    self._add(LIVE, self.last_now, (), (), reserve=True)
+                    self._add(LIVE, self.last_now, (), (), reserve=False)
                     self._sync()
         finally:
             self._files.close(self._fd)

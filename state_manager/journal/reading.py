@@ -53,10 +53,9 @@ class Reading:
         self.damaged: list[str] = []
         """Files that were stepped over somewhere."""
         self.lost: list[str] = []
+        """Where, and why."""
         self.report = ""
-        """What is wrong with the end of the newest segment, in one line; empty if nothing is."""
-        self.first = 1
-        """The number of the first frame of these segments."""
+        """What was left out at the end of the newest segment, and why; empty if nothing was."""
         self.number = 0
         """The number of the last frame."""
         self.now = 0.0
@@ -65,10 +64,7 @@ class Reading:
     def __iter__(self) -> Iterator[Frame]:
         try:
             self._open()
-            for frame in self._frames():
-                if frame.now > self.now:
-                    self.now = frame.now
-                yield frame
+            yield from self._frames()
         finally:
             for descriptor in self._descriptors.values():
                 self._files.close(descriptor)
@@ -114,14 +110,14 @@ class Reading:
                 reason = f"it begins with frame {first}, and the one before it ends with {self.number}"
                 self._damage(segment, Problem(0, reason, torn=False))
             if index == 0:
-                self.first = first or 1
                 complete = segment.number == 1
             scan = Scan(self._reader(segment), segment.size, segment.number, first)
             while True:
                 for frame in scan:
-                    complete = complete or frame.kind == COMPLETE
+                    if frame.kind == COMPLETE:
+                        complete = True
                     yield frame
-                self.number = max(self.number, scan.number)
+                self.number, self.now = max(self.number, scan.number), max(self.now, scan.now)
                 if scan.problem is None:
                     break
                 if complete and segment is self.segments[-1] and self._is_unsynced(segment, scan):

@@ -41,7 +41,8 @@ def salvage(files: Files, damaged: Reading) -> tuple[Segment, int, str]:
     files.sync_directory()
     for segment in damaged.segments:
         unlink(files, segment.name)
-    report = [*damaged.lost, f"{last - first + 1} frames were saved; the damaged files are kept as {', '.join(kept)}"]
+    report = [*damaged.lost, *filter(None, [damaged.report])]
+    report.append(f"{last - first + 1} frames were saved; the damaged files are kept as {', '.join(kept)}")
     return Segment(number, segment_name(number), size + len(data)), last + 1, "\n".join(report)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Final
 
+from ..errors import StateError
 from .files import Files, unlink, write_all
 
 log = logging.getLogger("state_manager")
@@ -42,8 +43,8 @@ class Reserve:
                 self.there = self._files.size(descriptor) == RESERVE
             finally:
                 self._files.close(descriptor)
-        except OSError:
-            pass
+        except (OSError, StateError):
+            pass  # none, or none of ours
         self.restore()
 
     def restore(self) -> bool:

@@ -68,8 +68,9 @@ class Syncer:
 
     def stop(self) -> None:
         """Return when everything asked for is done and the thread has ended."""
-        self._jobs.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
 
     def _guard(self, operation: Callable[[], None]) -> bool:
         try:
