@@ -1,0 +1,231 @@
+"""The manager's process and its journal: restarts, options, ephemeral entries, a disk that fills up, damage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from state_manager import StateError, StateManager, connect, sidecar
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def serving(path: Path, *flags: str) -> Iterator[None]:
+    """A manager with these flags, which is killed at the end."""
+    process = subprocess.Popen([sys.executable, "-P", "-m", "state_manager", "serve", "--dir", str(path), *flags])
+    try:
+        wait_until(lambda: sidecar.find(path) == process.pid)
+        yield
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+class Manager:
+    """A manager's process that can be killed and started again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.process = sidecar.start(path)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def again(self) -> None:
+        self.process = sidecar.start(self.path)
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Manager]:
+    process = Manager(tmp_path / "state")
+    yield process
+    if process.process.poll() is None:
+        process.process.terminate()
+        assert process.process.wait(10) == 0
+
+
+@pytest.fixture
+def manager(process: Manager) -> Iterator[StateManager]:
+    with connect(process.path) as manager:
+        yield manager
+
+
+def test_everything_is_there_after_a_kill(process: Manager, manager: StateManager) -> None:
+    carts = manager.dict("carts")
+    carts.update({"a": {"n": (1, 2)}, 5: None, b"k": b"bytes"})
+    carts.set("short", 1, ttl=0.2)
+    carts.set("long", 1, ttl=1_000)
+    carts["gone"] = 1
+    del carts["gone"]
+    manager.dict("emptied")["a"] = 1
+    manager.dict("emptied").clear()
+    manager.counter("c").increment(5)
+    key = manager.secret("s").current
+    assert manager.once("mail", 1_000)
+    process.kill()
+    time.sleep(0.2)  # what expires while nobody runs is gone: there is nothing to wait for but the time
+    process.again()
+    assert carts == {"a": {"n": (1, 2)}, 5: None, b"k": b"bytes", "long": 1}
+    assert 990 < (carts.ttl("long") or 0) <= 1_000
+    assert manager.dict("emptied") == {}
+    assert manager.counter("c").increment() == 6
+    assert manager.secret("s").current == key
+    assert not manager.once("mail", 1_000)
+
+
+def test_options_outlive_a_kill_and_what_is_not_durable_does_not(process: Manager, manager: StateManager) -> None:
+    cache = manager.dict("cache", durable=False, max_bytes=5_000, on_full="evict")
+    for i in range(20):
+        cache[i] = "x" * 1_000
+    assert 3 <= len(cache) <= 4
+    size = (process.path / "journal.00000001").stat().st_size
+    assert size < 2_000
+    process.kill()
+    process.again()
+    assert len(cache) == 0
+    for i in range(20):
+        cache[i] = "x" * 1_000
+    assert 3 <= len(cache) <= 4
+
+
+CHILD = """
+import sys, state_manager
+here = state_manager.connect({path!r}).dict("here", ephemeral=True)
+here["child"] = 1
+here.increment("n")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_ephemeral_entry_lives_as_long_as_its_writer(process: Manager, manager: StateManager) -> None:
+    program = CHILD.format(path=str(process.path))
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    here = manager.dict("here", ephemeral=True)
+    here["parent"] = 2
+    process.kill()
+    process.again()
+    # The child is idle and has no connection now. It lives, so what it wrote stays.
+    wait_until(lambda: manager.stats()["uptime"] > 1.5)
+    assert here == {"child": 1, "n": 1, "parent": 2}
+    child.kill()
+    child.wait()
+    wait_until(lambda: here == {"parent": 2}, 2)
+    child.stdin.close()
+    child.stdout.close()
+
+
+def test_a_writer_that_died_while_no_manager_ran_is_noticed(process: Manager, manager: StateManager) -> None:
+    program = CHILD.format(path=str(process.path))
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    process.kill()
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+    process.again()
+    assert manager.dict("here") == {}
+    assert manager.stats()["sessions"] == 1
+
+
+def test_a_repeat_after_a_restart_counts_once(process: Manager, manager: StateManager) -> None:
+    """The reply to a write is lost with the manager: the client sends it again, to one that has it in its journal."""
+    counter = manager.counter("c")
+    counter.increment()
+    caller: Any = manager._caller
+    [lane] = caller._lanes
+    process.kill()
+    process.again()
+    lane.number -= 1  # as if the reply to number 1 had not come
+    assert counter.increment() == 1
+    assert counter.value == 1
+    assert counter.increment() == 2
+
+
+def test_compaction_bounds_the_journal_and_loses_nothing(process: Manager, manager: StateManager) -> None:
+    churn, kept = manager.dict("churn"), manager.dict("kept")
+    kept.update({i: f"value {i}" for i in range(2_000)})
+    counter = manager.counter("c")
+    for _ in range(60):
+        churn.set_many({j: os.urandom(500) for j in range(1_000)})
+        counter.increment()
+    wait_until(lambda: sum(file.stat().st_size for file in process.path.glob("journal.0*")) < 25_000_000, 20)
+    assert counter.increment() == 61
+    process.kill()
+    process.again()
+    assert len(kept) == 2_000
+    assert kept[1_999] == "value 1999"
+    assert len(churn) == 1_000
+    assert counter.value == 61
+
+
+def test_damage_is_named_and_refused_until_told_otherwise(process: Manager, manager: StateManager) -> None:
+    counter = manager.counter("c")
+    for _ in range(100):
+        counter.increment()
+    process.process.terminate()
+    process.process.wait(10)
+    journal = process.path / "journal.00000001"
+    content = bytearray(journal.read_bytes())
+    content[len(content) // 2] ^= 1
+    journal.write_bytes(content)
+    with pytest.raises(StateError, match=r"journal\.00000001.*(offset|byte)") as caught:
+        sidecar.start(process.path)
+    assert "--recover" in str(caught.value)
+    assert journal.read_bytes() == content
+
+
+@pytest.mark.parametrize(("durability", "after"), [("none", 1), ("process", 2), ("power", 2)])
+def test_what_is_kept_is_a_choice(tmp_path: Path, durability: str, after: int) -> None:
+    path = tmp_path / "state"
+    with connect(path) as manager:
+        for expected in (1, after):
+            with serving(path, "--durability", durability):
+                assert manager.counter("c").increment() == expected
+    assert bool(list(path.glob("journal*"))) is (durability != "none")
+
+
+def test_recovery_keeps_the_damaged_file_and_what_can_be_read(process: Manager, manager: StateManager) -> None:
+    counter = manager.counter("c")
+    for _ in range(100):
+        counter.increment()
+    process.process.terminate()
+    process.process.wait(10)
+    journal = process.path / "journal.00000001"
+    content = bytearray(journal.read_bytes())
+    content[len(content) // 2] ^= 1
+    journal.write_bytes(content)
+    with serving(process.path, "--recover"):
+        assert 40 < counter.value <= 100
+    assert any(file.read_bytes() == content for file in process.path.glob("journal*damaged*"))
+
+
+def test_clients_wait_while_a_large_journal_is_read(process: Manager, manager: StateManager) -> None:
+    big = manager.dict("big")
+    for start in range(0, 200_000, 20_000):
+        big.set_many({i: i for i in range(start, start + 20_000)})
+    process.kill()
+    command = [sys.executable, "-P", "-m", "state_manager", "serve", "--dir", str(process.path)]
+    process.process = subprocess.Popen(command)
+    assert len(big) == 200_000
