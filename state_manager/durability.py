@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from .checks import Key
 from .commands.base import Done, View, row
 from .errors import StateError
 from .journal.failures import JournalFull
+from .journal.frames import SLICE, Frame
 from .journal.log import Journal, Pin
 from .service import Service
 from .sessions import LaneRecord, Session
@@ -17,7 +19,7 @@ from .store import ABSENT, Change
 
 logger = logging.getLogger("state_manager")
 
-SLICE: Final = 16_384
+SLICE_BYTES: Final = 16_384
 """Bytes that a compaction writes between two ticks: a request waits for one slice at the most."""
 BREATH: Final = 0.05
 """Seconds of reading a journal after which those who wait are told that it goes on."""
@@ -80,7 +82,7 @@ class Compaction:
         if not self._journal.wants_compaction(self._service.store.bytes):
             return False
         self._journal.begin_compaction()
-        self._slices = self._service.snapshot(SLICE)
+        self._slices = self._service.snapshot(SLICE_BYTES)
         return True
 
 
@@ -118,6 +120,17 @@ class Pins:
         return False
 
 
+def _note_order(order: dict[str, dict[Key, None]], frame: Frame) -> None:
+    """Keep the order in which a compaction found its keys: one written anew meanwhile is in an earlier frame."""
+    for space, key, entry in frame.changes:
+        if key is None:
+            order.pop(space, None)
+        elif entry is ABSENT:
+            order.get(space, {}).pop(key, None)
+        elif frame.kind == SLICE:
+            order.setdefault(space, {})[key] = None
+
+
 def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> None:
     """Read the journal into an empty service. ``breathe`` is called now and then with how far it is."""
     start = last = time.monotonic()
@@ -129,8 +142,13 @@ def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> 
         nonlocal done
         done = read / max(total, 1)
 
+    order: dict[
+        str, dict[Key, None]
+    ] = {}  # of the keys that a compaction wrote, among which others may have been written
     for frame in journal.replay(progress):
         service.store.apply(frame.changes)
+        if frame.kind == SLICE or order:
+            _note_order(order, frame)
         for record in frame.lanes:
             if len(record) == 3:
                 lanes[record[0]] = (record[1], record[2])
@@ -140,6 +158,8 @@ def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> 
         if time.monotonic() - last > BREATH:
             breathe(f"{done:.0%}")
             last = time.monotonic()
+    for space, keys in order.items():
+        service.store.reorder(space, keys)
     service.log = JournalLog(journal)
     service.restore(lanes)
     if journal.report:

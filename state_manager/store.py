@@ -261,6 +261,12 @@ class Store:
             if type(found := self.get(name, key)) is Entry and found.owner == owner
         ]
 
+    def reorder(self, name: str, first: Iterable[Key]) -> None:
+        """Let these keys of a space come before its others, in this order. No value changes."""
+        if space := self.spaces.get(name):
+            entries = space.entries
+            space.entries = {key: entries[key] for key in first if key in entries} | entries
+
     # -- what nobody waits for -----------------------------------------------------------------------------------
 
     def due(self, now: float, limit: int) -> list[Change]:

@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 
 from state_manager import StateError, StateManager, connect, sidecar
+from state_manager.directory import StateDirectory
+from state_manager.durability import load
+from state_manager.journal.log import Journal
+from state_manager.service import Service
+from state_manager.store import Store
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
@@ -229,3 +234,38 @@ def test_clients_wait_while_a_large_journal_is_read(process: Manager, manager: S
     command = [sys.executable, "-P", "-m", "state_manager", "serve", "--dir", str(process.path)]
     process.process = subprocess.Popen(command)
     assert len(big) == 200_000
+
+
+def test_a_compaction_keeps_the_order_of_a_dict(tmp_path: Path) -> None:
+    """A key that is written while a compaction runs comes before its slice, and must not come before its elders."""
+    directory = StateDirectory.open(tmp_path / "state", create=True)
+    journal = Journal.open(directory, mode="process")
+    service = Service(Store(1), token=lambda: "")
+    load(service, journal, lambda progress: None)
+    service.begin(1_000.0)
+
+    def write(command: str, *args: Any) -> None:
+        service.call("dict", command, ["d", *args])
+        service.commit()
+
+    for key in "abcxd":
+        write("set", key, 1)
+    journal.begin_compaction()
+    write("set", "c", 2)
+    write("set", "new", 2)
+    for changes, lanes in service.snapshot(1):
+        journal.append_slice(1_000.0, changes, lanes)
+    write("delete", "x")
+    write("set", "x", 3)
+    write("set", "a", 3)
+    journal.complete(1_000.0)
+    expected = list(service.store.spaces["d"].entries.items())
+    assert [key for key, _ in expected] == ["a", "b", "c", "d", "new", "x"]
+    journal.close()
+    journal = Journal.open(directory, mode="process")
+    again = Service(Store(2), token=lambda: "")
+    load(again, journal, lambda progress: None)
+    assert list(again.store.spaces["d"].entries.items()) == expected
+    again.store.check()
+    journal.close()
+    directory.close()

@@ -149,7 +149,7 @@ class Journal:
         finally:
             self._files.close(self._fd)
             self._files.close(self._sync_fd)
-            self._live = 0
+            self._live, self._syncer.failed = 0, "the journal is closed"
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,8 @@ class Syncer:
 
         def job() -> None:
             self.sync()
-            if self.failed is None and self._guard(self._files.sync_directory):
+            if self.failed is None:
+                self._files.sync_directory()
                 self.complete = segment
 
         self._jobs.put(job)
@@ -57,9 +58,10 @@ class Syncer:
         self._jobs.put(lambda: self._files.close(descriptor))
 
     def sync(self) -> None:
-        """Sync what was written; called by the thread, and after its end."""
+        """Sync what was written."""
         number, descriptor = self._position()
-        if number > self.synced and self.failed is None and self._guard(lambda: self._files.sync(descriptor)):
+        if number > self.synced and self.failed is None:
+            self._files.sync(descriptor)
             self.synced = max(number, self.synced)
 
     def fail(self, error: Exception) -> None:
@@ -72,20 +74,20 @@ class Syncer:
             self._jobs.put(None)
             self._thread.join()
 
-    def _guard(self, operation: Callable[[], None]) -> bool:
+    def _run(self) -> None:
+        while self.step(INTERVAL):
+            pass
+
+    def step(self, timeout: float) -> bool:
+        """Do the next thing asked for, or sync if there is none in time (seconds); return False for the end."""
         try:
-            operation()
+            job = self._jobs.get(timeout=timeout)
+        except Empty:
+            job = self.sync
+        if job is None:
+            return False
+        try:
+            job()
         except Exception as error:
             self.fail(error)
-            return False
         return True
-
-    def _run(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get(timeout=INTERVAL)
-            except Empty:
-                job = self.sync
-            if job is None:
-                return
-            job()
