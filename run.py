@@ -8,7 +8,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/python run.py"
 
 if sys.version_info < (3, 11):  # noqa: UP036  # ruff knows no older one; whoever starts this may have one
-    sys.exit("run.py needs Python 3.11 or later, and this is %s. With one: %s" % (sys.version.split()[0], INSTALL))  # noqa: UP031
+    message = "run.py needs Python 3.11 or later, and this is %s. With one: %s"
+    sys.exit(message % (sys.version.split()[0], INSTALL.replace("python3", "python3.11", 1)))
 try:
     import flask  # noqa: F401
     import gunicorn  # noqa: F401
