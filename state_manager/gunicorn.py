@@ -22,11 +22,9 @@ from gunicorn.arbiter import Arbiter
 
 from . import sidecar, users
 from .errors import StateError
-from .settings import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, DirectoryAddress, resolve_address, variable
+from .settings import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, START_VARIABLE, DirectoryAddress, resolve_address, variable
 
 __all__: list[str] = []
-
-START_VARIABLE = "STATE_MANAGER_START"
 
 _set_up = Arbiter.setup
 

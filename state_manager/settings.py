@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 VERSION = "0.1.0"
 PROTOCOL = 1
@@ -18,9 +19,14 @@ PROTOCOL = 1
 
 ADDRESS_VARIABLE = "STATE_MANAGER_ADDRESS"
 DIRECTORY_VARIABLE = "STATE_MANAGER_DIR"
+START_VARIABLE = "STATE_MANAGER_START"
+DURABILITY_VARIABLE = "STATE_MANAGER_DURABILITY"
 DEFAULT_DIRECTORY = ".state"
 DEFAULT_TIMEOUT = 5.0
 """Seconds for one operation, retries included."""
+
+Durability = Literal["process", "power", "none"]
+"""What an acknowledged write survives: the end of any process, also a power failure, nothing."""
 
 MEMORY_SCHEME = "memory://"
 
@@ -88,6 +94,16 @@ def resolve_address(address: str | os.PathLike[str] | None = None, environ: Mapp
     if "://" in text:
         raise ValueError(f"unknown address {text!r}: give a directory, 'memory://' or 'memory://NAME'")
     return DirectoryAddress(state_directory(text, environ))
+
+
+def durability(environ: Mapping[str, str] | None = None) -> Durability:
+    """Return ``$STATE_MANAGER_DURABILITY``, else "process". Raises ValueError for anything else."""
+    given = variable(DURABILITY_VARIABLE, environ) or "process"
+    for known in get_args(Durability):
+        if given == known:
+            found: Durability = known
+            return found
+    raise ValueError(f"{DURABILITY_VARIABLE} is {', '.join(get_args(Durability))} or not set, not {given!r}")
 
 
 def variable(name: str, environ: Mapping[str, str] | None = None) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from flask import Flask
 
-from ..settings import ADDRESS_VARIABLE, DEFAULT_TIMEOUT, variable
+from ..settings import ADDRESS_VARIABLE, DEFAULT_TIMEOUT, START_VARIABLE, variable
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class FlaskSettings:
     @classmethod
     def of(cls, app: Flask) -> FlaskSettings:
         """Read them. Raises ValueError that names the setting, the value and what it may be."""
-        start = _look_up(app, "STATE_MANAGER_START", _boolean, None)
+        start = _look_up(app, START_VARIABLE, _boolean, None)
         return cls(
             address=_look_up(app, ADDRESS_VARIABLE, _address, None),
             timeout=_look_up(app, "STATE_MANAGER_TIMEOUT", _seconds, DEFAULT_TIMEOUT),

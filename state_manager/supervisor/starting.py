@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from state_manager import sidecar
-from state_manager.settings import ADDRESS_VARIABLE, DIRECTORY_VARIABLE
+from state_manager.settings import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, START_VARIABLE
 from state_manager.supervisor.arguments import Plan, command_line
 from state_manager.supervisor.listeners import Wanted
 
@@ -21,7 +21,6 @@ STEADY = 5.0
 LONGEST_DELAY = 16.0
 
 MODULE = "state_manager.supervisor.application"
-START_VARIABLE = "STATE_MANAGER_START"
 
 
 class Backoff:

@@ -148,16 +148,19 @@ class Supervisor:
         uid, gid = self._configuration["uid"], self._configuration["gid"]
         return users.run_as(uid, gid, lambda: sidecar.find(self._directory) or 0)
 
-    def _find_or_start_manager(self) -> Manager:
-        """Raises StateError."""
+    def _find_or_start_manager(self, *, ours: bool = False) -> Manager:
+        """Return the manager there is, or a new one. ``ours``: even one that is found is, and ends with this process.
+
+        Raises StateError.
+        """
         uid, gid, directory = self._configuration["uid"], self._configuration["gid"], self._directory
         pid = self._find_manager()
-        ours = pid == 0
-        if ours:
+        started = pid == 0
+        if started:
             users.make_directory_for(uid, gid, directory)
             pid = users.run_as(uid, gid, lambda: start_manager(directory))
-        self._manager = manager = Manager(pid, ours, time.monotonic())
-        if not ours or uid != os.geteuid():
+        self._manager = manager = Manager(pid, started or ours, time.monotonic())
+        if not started or uid != os.geteuid():
             self._watch(pid)
         return manager
 
@@ -167,18 +170,20 @@ class Supervisor:
             self._done = True
             return
         log.warning("the manager (pid %d) %s; starting it again", manager.pid, children.ending(code))
-        self._loop.after(self._manager_backoff.delay(time.monotonic() - manager.since), self._start_manager_again)
+        delay = self._manager_backoff.delay(time.monotonic() - manager.since)
+        self._loop.after(delay, lambda: self._start_manager_again(manager.ours))
 
-    def _start_manager_again(self) -> None:
+    def _start_manager_again(self, ours: bool) -> None:
+        """``ours``: the one before was, so one that took its place in between (``restart``) is ours as well."""
         if self._leaving:
             return
         try:
-            manager = self._find_or_start_manager()
+            manager = self._find_or_start_manager(ours=ours)
             log.info("the manager is pid %d now", manager.pid)
         except (StateError, OSError) as error:
             delay = max(self._manager_backoff.delay(0.0), LOOK_SECONDS)
             log.error("%s; trying again in %g s", error, delay)
-            self._loop.after(delay, self._start_manager_again)
+            self._loop.after(delay, lambda: self._start_manager_again(ours))
 
     # gunicorn
 
