@@ -62,7 +62,7 @@ class StillLoading(Unavailable):
 class Lane:
     """One connection, or the place of one: ``sock`` is None until it is attached, and after it broke."""
 
-    __slots__ = ("id", "number", "pack", "sock", "unsure")
+    __slots__ = ("id", "large", "number", "pack", "sock", "unsure")
 
     def __init__(self, id_: int) -> None:
         self.id = id_
@@ -70,6 +70,7 @@ class Lane:
         self.pack = packer().pack
         self.sock: socket.socket | None = None
         self.unsure = False
+        self.large = False  # whether the last reply was
 
     def ask(self, request: bytes) -> Any:
         """Send a request and return the reply. After an exception the lane is closed, and ``unsure`` tells whether the
@@ -85,7 +86,9 @@ class Lane:
         try:
             data = sock.recv(RECV)
             if len(data) <= HEADER or _read_length(data)[0] != len(data) - HEADER:
-                return unpack(receive(sock, data))
+                data = receive(sock, data)
+                self.large = len(data) > RECV
+                return unpack(data)
             return unpack(data[HEADER:])
         except BaseException:
             self.close()
@@ -159,6 +162,8 @@ class Client:
                     raise self._too_late(numbered and lane.unsure) from None
                 except OSError:
                     reply = self._ask_again(lane, request, numbered)
+            if lane.large:
+                self._acknowledge(lane, numbered)
         finally:
             self._idle.append(lane)
         if reply[0] == RETURN:
@@ -171,6 +176,14 @@ class Client:
         if self._directory is not None:
             self._directory.close()
             self._directory = None
+
+    def _acknowledge(self, lane: Lane, numbered: bool) -> None:
+        """Let the manager forget a large reply, which it keeps in case that it did not arrive."""
+        lane.large = False
+        if numbered:
+            lane.number += 1
+            with contextlib.suppress(OSError):  # the next request attaches the lane again
+                lane.ask(lane.pack(("manager", "ping", (), _NO_KEYWORDS, lane.number)))
 
     # -- lanes -----------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class MemoryClient:
             "spaces": len(store.spaces),
             "entries": store.entries,
             "bytes": store.bytes,
+            "replies": 0,
             "commands": self.service.commands,
         }, ()
 

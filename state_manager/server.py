@@ -424,6 +424,9 @@ class StateServer(multiprocessing.managers.Server):
             "spaces": len(store.spaces),
             "entries": store.entries,
             "bytes": store.bytes,
+            "replies": sum(
+                len(lane.reply) for session in self.service.sessions.values() for lane in session.lanes.values()
+            ),
             "commands": self.service.commands,
         }, ()
 

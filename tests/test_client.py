@@ -85,13 +85,14 @@ def read_payloads(sock: socket.socket) -> Iterator[bytes]:
 class FakeManager:
     """Takes connections one after the other, in a thread; each request gets the next script of the list."""
 
-    def __init__(self, path: Path, scripts: list[Script], *, known: bool) -> None:
+    def __init__(self, path: Path, scripts: list[Script], *, known: bool, loading: int) -> None:
         self.directory = StateDirectory.open(path, create=True)
         self.key = self.directory.key(create=True)
         self.listener = self.directory.bind()
         self.listener.setblocking(True)
         self.scripts = scripts
         self.known = known
+        self.loading = loading
         self.hellos: list[Any] = []
         self.requests: list[Any] = []
         self.socks: list[socket.socket] = []
@@ -115,6 +116,10 @@ class FakeManager:
             for answer in handshake.receive(next(payloads)):
                 sock.sendall(frame(answer))
         self.hellos.append(msgpack.unpackb(next(payloads))[2][0])
+        if self.loading:
+            self.loading -= 1
+            sock.sendall(frame(msgpack.packb(["#LOADING", "reading (50 %)"])))
+            return
         sock.sendall(frame(msgpack.packb(["#RETURN", [1, "0", 1, self.known]])))
         for payload in payloads:
             message = msgpack.unpackb(payload)
@@ -136,8 +141,8 @@ class FakeManager:
 def fake(directory: Path) -> Iterator[Callable[..., FakeManager]]:
     made: list[FakeManager] = []
 
-    def make(*scripts: Script, known: bool = True) -> FakeManager:
-        made.append(FakeManager(directory, list(scripts), known=known))
+    def make(*scripts: Script, known: bool = True, loading: int = 0) -> FakeManager:
+        made.append(FakeManager(directory, list(scripts), known=known, loading=loading))
         return made[-1]
 
     yield make
@@ -231,6 +236,24 @@ def test_an_interrupted_call_leaves_no_reply_behind(fake: Callable[..., FakeMana
         assert counter.value == 3
     finally:
         signal.signal(signal.SIGUSR1, former)
+
+
+def test_a_manager_that_reads_its_journal_is_waited_for_beyond_the_deadline(
+    fake: Callable[..., FakeManager], directory: Path
+) -> None:
+    fake(returns(3), loading=8)
+    start = time.monotonic()
+    assert connect(directory, timeout=0.2).counter("c").value == 3
+    assert time.monotonic() - start > 0.3
+
+
+def test_but_not_for_ever(fake: Callable[..., FakeManager], directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "LOAD_SECONDS", 0.3)
+    fake(loading=10_000)
+    start = time.monotonic()
+    with pytest.raises(Unavailable, match="50 %"):
+        connect(directory, timeout=0.2).counter("c").value  # noqa: B018
+    assert 0.4 < time.monotonic() - start < 3
 
 
 def test_the_retries_share_one_deadline(fake: Callable[..., FakeManager], directory: Path) -> None:
@@ -393,6 +416,14 @@ def test_large_values(manager: StateManager) -> None:
     value = os.urandom(20_000_000)
     manager.dict("d")["big"] = value
     assert manager.dict("d")["big"] == value
+
+
+def test_a_large_reply_is_not_kept_for_a_retry_that_will_not_come(manager: StateManager) -> None:
+    dict_ = manager.dict("d")
+    dict_["big"] = "x" * 5_000_000
+    assert len(dict_.pop("big")) == 5_000_000
+    assert manager.stats()["replies"] < 1_000
+    assert dict_.increment("n") == 1
 
 
 def test_many_keys_are_cleared_without_a_pause_for_others(manager: StateManager, directory: Path) -> None:

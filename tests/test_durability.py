@@ -269,3 +269,57 @@ def test_a_compaction_keeps_the_order_of_a_dict(tmp_path: Path) -> None:
     again.store.check()
     journal.close()
     directory.close()
+
+
+FULL_DISK = """
+import sys, time
+from pathlib import Path
+import state_manager
+from state_manager import sidecar
+
+path = Path(sys.argv[1]) / "state"
+process = sidecar.start(path)
+try:
+    manager = state_manager.connect(path)
+    big, count = manager.dict("big"), 0
+    try:
+        while count < 10_000:
+            big[count] = "x" * 10_000
+            count += 1
+    except state_manager.StoreFull as error:
+        assert "deletes still work" in str(error), error
+    assert 100 < count < 1_000, count
+    assert len(big) == count
+    assert big[0] == "x" * 10_000
+    assert state_manager.connect(path).dict("big").get(1), "a new process can read"
+    for key in range(count - 5):
+        del big[key]
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            big["new"] = "y" * 10_000
+            break
+        except state_manager.StoreFull:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    process.kill()
+    process.wait()
+    process = sidecar.start(path)
+    assert len(big) == 6
+    assert big["new"] == "y" * 10_000
+finally:
+    process.kill()
+    process.wait()
+print("good")
+"""
+
+
+def test_a_full_disk(tmp_path: Path, need_program: Callable[[str], str]) -> None:
+    """A real one, of four megabytes, in a mount namespace of its own, for which nobody needs to be root."""
+    unshare = [need_program("unshare"), "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system lets nobody make a namespace")
+    script = 'mount -t tmpfs -o size=4m tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    command = [*unshare, script, "sh", str(tmp_path), sys.executable, FULL_DISK]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.stdout == "good\n", done.stderr
