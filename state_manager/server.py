@@ -32,7 +32,7 @@ from .commands.base import Done, View, row
 from .connection import Connection, Handler
 from .directory import peer_pid, peer_uid
 from .errors import StateError, TooLarge, Unavailable, to_wire
-from .poller import READ, WRITE, new_poller
+from .poller import READ, new_poller
 from .processes import start_time
 from .service import Service
 from .sessions import LANE_BITS, Lane, Session
@@ -157,12 +157,12 @@ class StateServer(multiprocessing.managers.Server):
     def _tick(self, events: list[tuple[int, int]], now: float) -> None:
         """Read what is ready and run one request of each connection that has one."""
         runnable, self._backlog = self._backlog, deque()
-        for fd, mask in events:
+        for fd, _ in events:
             ready = self._ready.get(fd)
             if type(ready) is not Connection:
                 if ready is not None:  # else closed by what came before it in this tick
                     ready()  # type: ignore[operator]
-            elif mask & WRITE:
+            elif ready.outbox:
                 self._flush(ready)
             elif not ready.pending and self._cut(ready, ready.receive()):  # what lies here already comes first
                 runnable.append(ready)
@@ -285,9 +285,9 @@ class StateServer(multiprocessing.managers.Server):
         self._listener.close()
         end = time.monotonic() + 1.0
         while (left := end - time.monotonic()) > 0 and any(connection.outbox for connection in self.connections()):
-            for fd, mask in self._poller.poll(left):
+            for fd, _ in self._poller.poll(left):
                 connection = self._ready.get(fd)
-                if type(connection) is Connection and mask & WRITE:
+                if type(connection) is Connection and connection.outbox:
                     self._flush(connection)
         for connection in self.connections():
             self._close(connection)
