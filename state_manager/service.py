@@ -242,13 +242,15 @@ class Service:
         """End the tick: log what was applied, and it is final. Raises StateError if it cannot be; then ``undo`` it."""
         view = self._view
         if view.changes or self._records:
+            lanes: list[LaneRecord] = []
             for lane, _, _ in self._touched:
                 if not lane.session.stored:
                     self._store_session(lane.session)
+                lanes.append((lane.key, lane.number, lane.reply))
+            lanes += self._records
             changes = kept(self.store, view.changes)
             if changes or self._records:
-                lanes = [lane.record for lane, _, _ in self._touched]
-                self.log.append(view.now, changes, lanes + self._records if self._records else lanes)
+                self.log.append(view.now, changes, lanes)
             self.store.discard(view.undo)
             view.changes, view.undo = [], []
             self._records, self._new = [], []
