@@ -37,6 +37,8 @@ from .wire import HEADER, LENGTH, LOADING, RETURN, check_server, check_welcome, 
 RECV: Final = 65_536
 DOWN_SECONDS: Final = 0.1
 """The deadline of a call after one whose own has passed."""
+LAST_TRY_SECONDS: Final = 0.05
+"""What the last try before a deadline has at the least, or it would be none."""
 LOAD_SECONDS: Final = 60.0
 """How much longer than its deadline a call waits for a manager that says that it is reading its journal."""
 BACKOFF: Final = (0.002, 0.1)
@@ -199,7 +201,7 @@ class Client:
         delay, longest = BACKOFF
         unsure = numbered and lane.unsure
         while True:
-            left = max(deadline - time.monotonic(), 0.001)
+            left = max(deadline - time.monotonic(), LAST_TRY_SECONDS)
             try:
                 sock = self._connect(left)
             except (Unavailable, OSError) as error:
