@@ -1,10 +1,11 @@
 """How long one operation takes, against the limit of a socket and against the standard library's manager.
 
-Three peers, each a server in a process of its own behind a Unix socket:
+Four peers, each a server in a process of its own behind a Unix socket:
 
-echo      blocking sockets and nothing else, with messages of the sizes that ours have: the least that Python can do
-ours      ``state_manager``: ``get``, ``set``, ``increment`` of a dict
-vanilla   a ``multiprocessing.managers.BaseManager``: a thread for each connection, pickle, a lock round ``increment``
+echo           blocking sockets and nothing else, messages as large as ours: the least that Python can do
+echo (epoll)   the same, by one thread that asks the system which connection is ready: the least for many clients
+ours           ``state_manager``: ``get``, ``set``, ``increment`` of a dict, kept in memory only, as the others do
+vanilla        a ``multiprocessing.managers.BaseManager``: a thread for each connection, pickle, ``increment`` locked
 
 Rules: the peers take turns within each round, so that a change of the machine's mood meets all of them; a figure is the
 median of the rounds, and a ratio is the median of the rounds' own ratios. README.md says how to read the output.
@@ -16,7 +17,6 @@ import argparse
 import contextlib
 import gc
 import os
-import platform
 import socket
 import struct
 import subprocess
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import repeat
@@ -32,19 +32,32 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from statistics import median
 
-import state_manager
+from common import (
+    VALUE,
+    Operations,
+    ended,
+    line_from,
+    managed,
+    median_ratio,
+    our_operations,
+    pinned,
+    print_goals,
+    started,
+    timed,
+    where,
+)
+
+from state_manager.poller import READ, new_poller
 
 OPERATIONS = ("get", "set", "increment")
-PEERS = ("echo", "ours", "vanilla")
-VALUE = "x" * 100
+PEERS = ("echo", "echo (epoll)", "ours", "vanilla")
+MANAGERS = ("ours", "vanilla")
 SIZES = {"get": (26, 125), "set": (133, 19), "increment": (38, 19)}
 """Bytes of our request and its reply, as they were counted on the socket."""
 CLIENTS = 4
 THIS = str(Path(__file__).resolve())
 ECHO_GOAL = 1.6
 VANILLA_GOAL = 1.5
-
-Operations = dict[str, Callable[[], object]]
 
 
 # The servers and the clients of the two peers
@@ -64,6 +77,33 @@ def answer(connection: socket.socket) -> None:
     reply = bytes(struct.unpack("!i", connection.recv(4))[0])
     while connection.recv(65536):
         connection.sendall(reply)
+
+
+def serve_echo_epoll(path: str) -> None:
+    """The same in one thread, which asks before it reads, with the poller that our manager has."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(16)
+    poller = new_poller()
+    poller.register(listener.fileno(), READ)
+    connections: dict[int, tuple[socket.socket, bytes]] = {}
+    print("ready", flush=True)
+    while True:
+        for fd, _ in poller.poll(60.0):
+            if fd == listener.fileno():
+                connection = listener.accept()[0]
+                reply = bytes(struct.unpack("!i", connection.recv(4))[0])
+                connection.setblocking(False)
+                connections[connection.fileno()] = connection, reply
+                poller.register(connection.fileno(), READ)
+                continue
+            connection, reply = connections[fd]
+            if connection.recv(65536):
+                connection.send(reply)
+            else:
+                poller.unregister(fd)
+                del connections[fd]
+                connection.close()
 
 
 def echo_operations(path: str) -> Operations:
@@ -128,17 +168,13 @@ def vanilla_operations(path: str) -> Operations:
     }
 
 
-def our_operations(path: str) -> Operations:
-    entries = state_manager.connect(path, near_cache=False).dict("benchmark")
-    return {
-        "get": partial(entries.get, "key"),
-        "set": partial(entries.set, "key", VALUE),
-        "increment": partial(entries.increment, "n"),
-    }
-
-
-SERVERS = {"echo": serve_echo, "vanilla": serve_vanilla}
-CONNECT = {"echo": echo_operations, "ours": our_operations, "vanilla": vanilla_operations}
+SERVERS = {"echo": serve_echo, "echo (epoll)": serve_echo_epoll, "vanilla": serve_vanilla}
+CONNECT = {
+    "echo": echo_operations,
+    "echo (epoll)": echo_operations,
+    "ours": our_operations,
+    "vanilla": vanilla_operations,
+}
 
 
 def connected(peer: str, path: str) -> Operations:
@@ -147,7 +183,7 @@ def connected(peer: str, path: str) -> Operations:
     operations["set"]()
     operations["increment"]()
     found = operations["get"]()
-    if peer == "echo":
+    if peer not in MANAGERS:
         assert len(found) == SIZES["get"][1]  # type: ignore[arg-type]
     else:
         assert found == VALUE
@@ -158,60 +194,20 @@ def connected(peer: str, path: str) -> Operations:
 
 
 @contextlib.contextmanager
-def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """End the process at the end, whatever happens."""
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                pipe.close()
-
-
-def started(*arguments: str, quiet: bool = False) -> subprocess.Popen[bytes]:
-    errors = subprocess.DEVNULL if quiet else None
-    command = [sys.executable, *arguments]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
-
-
-def line_from(process: subprocess.Popen[bytes]) -> str:
-    assert process.stdout
-    line = process.stdout.readline().decode().strip()
-    if not line or line.startswith("error"):
-        reason = line or f"exit code {process.wait()}"
-        raise SystemExit(f"{process.args!r} ended early ({reason}): run it by hand to see why")
-    return line
-
-
-@contextlib.contextmanager
 def served(peer: str) -> Iterator[str]:
     """Run a peer's server on the CPUs of this process; give the path that its clients connect to."""
     with tempfile.TemporaryDirectory(prefix="roundtrip-") as directory:
-        path = os.path.join(directory, peer)
-        if peer == "ours":  # its log would run into the tables; why it does not start is in its first line as well
-            process = started("-m", "state_manager", "serve", "--ready-fd", "1", "--dir", path, quiet=True)
+        path = os.path.join(directory, "peer")
+        if peer == "ours":
+            with managed(path, "none"):
+                yield path
         else:
-            process = started(THIS, "--serve", peer, path)
-        with ended(process):
-            line_from(process)
-            yield path
+            with ended(started(sys.executable, THIS, "--serve", peer, path)) as process:
+                line_from(process)
+                yield path
 
 
 # Measuring
-
-
-def timed(operation: Callable[[], object], number: int) -> float:
-    """Return the microseconds of one call."""
-    start = time.perf_counter()
-    for _ in repeat(None, number):
-        operation()
-    return (time.perf_counter() - start) / number * 1e6
 
 
 def measure_one_client(title: str, rounds: int, number: int) -> bool:
@@ -224,19 +220,17 @@ def measure_one_client(title: str, rounds: int, number: int) -> bool:
                 for peer in PEERS:
                     times[peer, name].append(timed(peers[peer][name], number_now))
     print(f"\n{title}: microseconds for one operation")
-    print(f"{'':<12}{'echo':>10}{'ours':>10}{'vanilla':>10}{'ours / echo':>16}{'vanilla / ours':>16}")
+    titles = "".join(f"{peer:>14}" for peer in PEERS)
+    print(f"{'':<12}{titles}{'ours / echo':>14}{'ours / epoll':>14}{'vanilla / ours':>16}")
     reached = True
     for name in OPERATIONS:
-        echo, ours, vanilla = (times[peer, name][1:] for peer in PEERS)
+        echo, epoll, ours, vanilla = (times[peer, name][1:] for peer in PEERS)
         to_echo = median_ratio(ours, echo)
         reached &= to_echo <= ECHO_GOAL
-        figures = "".join(f"{median(each):>10.1f}" for each in (echo, ours, vanilla))
-        print(f"{name:<12}{figures}{to_echo:>16.2f}{median_ratio(vanilla, ours):>16.2f}")
+        figures = "".join(f"{median(each):>14.1f}" for each in (echo, epoll, ours, vanilla))
+        ratios = f"{to_echo:>14.2f}{median_ratio(ours, epoll):>14.2f}{median_ratio(vanilla, ours):>16.2f}"
+        print(f"{name:<12}{figures}{ratios}")
     return reached
-
-
-def median_ratio(over: list[float], under: list[float]) -> float:
-    return median(one / other for one, other in zip(over, under, strict=True))
 
 
 def be_a_client(peer: str, path: str) -> None:
@@ -258,20 +252,23 @@ def be_a_client(peer: str, path: str) -> None:
 
 def measure_clients(rounds: int, seconds: float) -> bool:
     """Print the table of several clients at once. Return whether ours reached its goal and lost no increment."""
-    rates: dict[tuple[str, str], list[float]] = {(peer, name): [] for peer in PEERS[1:] for name in OPERATIONS}
-    expected = dict.fromkeys(PEERS[1:], CLIENTS)  # each client incremented once when it connected
+    rates: dict[tuple[str, str], list[float]] = {(peer, name): [] for peer in MANAGERS for name in OPERATIONS}
+    expected = dict.fromkeys(MANAGERS, CLIENTS)  # each client incremented once when it connected
     found = {}
     with ExitStack() as stack:
-        paths = {peer: stack.enter_context(served(peer)) for peer in PEERS[1:]}
+        paths = {peer: stack.enter_context(served(peer)) for peer in MANAGERS}
         clients = {
-            peer: [stack.enter_context(ended(started(THIS, "--client", peer, path))) for _ in range(CLIENTS)]
+            peer: [
+                stack.enter_context(ended(started(sys.executable, THIS, "--client", peer, path)))
+                for _ in range(CLIENTS)
+            ]
             for peer, path in paths.items()
         }
         for process in (*clients["ours"], *clients["vanilla"]):
             line_from(process)
         for _ in range(rounds):
             for name in OPERATIONS:
-                for peer in PEERS[1:]:
+                for peer in MANAGERS:
                     done, rate = run_together(clients[peer], name, seconds)
                     rates[peer, name].append(rate)
                     expected[peer] += done if name == "increment" else 0
@@ -304,25 +301,18 @@ def run_together(clients: list[subprocess.Popen[bytes]], name: str, seconds: flo
 def measure(options: argparse.Namespace) -> None:
     rounds, number, seconds = (3, 200, 0.1) if options.quick else (options.rounds, options.number, options.seconds)
 
-    where = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
-    print(f"{where}; values of {len(VALUE)} bytes; medians of {rounds} rounds")
+    print(f"{where()}; values of {len(VALUE)} bytes; medians of {rounds} rounds")
     goals = {}
-    if hasattr(os, "sched_setaffinity"):
-        cpus = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {max(cpus)})  # servers inherit it
-        try:
+    with pinned() as one_cpu:
+        if one_cpu:
             reached = measure_one_client("one client, one CPU for it and the server", rounds, number)
-        finally:
-            os.sched_setaffinity(0, cpus)
-        goals[f"a round trip on one CPU is at most {ECHO_GOAL} x echo"] = reached
-    else:
-        print("\none client, one CPU: left out, because this system cannot pin a process to a CPU")
+            goals[f"a round trip on one CPU is at most {ECHO_GOAL} x echo"] = reached
+        else:
+            print("\none client, one CPU: left out, because this system cannot pin a process to a CPU")
     measure_one_client("one client, all CPUs", rounds, number)
     reached = measure_clients(rounds, seconds)
     goals[f"{CLIENTS} clients do at least {VANILLA_GOAL} x the operations of vanilla"] = reached
-    print()
-    for goal, reached in goals.items():
-        print(f"goal: {goal}: {'reached' if reached else 'NOT reached'}")
+    print_goals(goals)
 
 
 def main() -> None:

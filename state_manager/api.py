@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from .backups import back_up
 from .checks import Key, check_key, seconds, shown
 from .client import Caller, Client
+from .errors import StateError
 from .proxies.counters import Counter
 from .proxies.dicts import SharedDict, open_dict
 from .proxies.options import UNSET
@@ -119,6 +122,17 @@ class StateManager:
         start = time.perf_counter()
         self._ask("ping")
         return time.perf_counter() - start
+
+    def backup(self, path: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None) -> Path:
+        """Write all that the manager keeps, as it is at one moment, to a file, and return the file's absolute path.
+
+        Nobody waits for it. `state-manager restore` reads it. A backup of this name is replaced, any other file is
+        refused. ``progress`` is called with the bytes done and the bytes in all. Raises StateError if the manager keeps
+        no journal, OSError if the file cannot be written; then what was there is as it was.
+        """
+        if isinstance(self._address, MemoryAddress):
+            raise StateError(f"{self._address} is kept nowhere, so it cannot be backed up: connect to a directory")
+        return back_up(self._caller, self._address.path, path, progress)
 
     def shutdown(self) -> None:
         """End the manager, for everybody."""

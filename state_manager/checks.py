@@ -27,21 +27,28 @@ def check_name(name: object) -> None:
         raise TypeError(f"a name is a str, not {shown(name)}")
     if not name or name[0] == ":":
         raise ValueError(f"{name!r} is no name: one is not empty, and those that begin with ':' are the manager's")
-    if len(name) > SHORT:
-        _check_size("a name", len(name.encode()), KEY_LIMIT)
+    if len(name) > SHORT or not name.isascii():
+        _check_size("a name", len(_utf8(name, "a name")), KEY_LIMIT)
 
 
 def check_key(key: object) -> None:
     """Refuse a key that is not a str, a 64-bit int or bytes, or is over-long. bool is not int here."""
     if type(key) is str:
-        if len(key) > SHORT:  # only one that might be over-long is encoded to find out
-            _check_size("a key", len(key.encode()), KEY_LIMIT)
+        if len(key) > SHORT or not key.isascii():
+            _check_size("a key", len(_utf8(key, "a key")), KEY_LIMIT)
     elif type(key) is bytes:
         _check_size("a key", len(key), KEY_LIMIT)
     elif type(key) is int:
         check_int(key, "a key")
     else:
         raise TypeError(f"a key is a str, an int or bytes, not {shown(key)}")
+
+
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} with a lone surrogate, {text!r}, is no text: encode it to bytes") from None
 
 
 def check_stored(value: object) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from . import cli_commands, supervisor
+from . import cli_commands, cli_files, supervisor
 from .cli_commands import NO_MANAGER, USAGE
 from .cli_output import PROGRAM, complain, table
 from .errors import StateError
-from .settings import VERSION
+from .settings import DURABILITY_VARIABLE, VERSION, Durability
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -45,6 +46,26 @@ def key_kind(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--hex", action="store_true", help="KEY is bytes, written in hexadecimal")
 
 
+def size(text: str) -> int:
+    """Return bytes: ``500M`` is 500 times 2**20."""
+    found = re.fullmatch(r"(\d+)([KMG]?)", text, re.IGNORECASE)
+    if found is None or int(found[1]) == 0:
+        raise ValueError
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
+
+
+def kept(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--durability",
+        choices=get_args(Durability),
+        help=f"what a write survives: the end of any process, also a power failure, nothing (default: "
+        f"${DURABILITY_VARIABLE} or process)",
+    )
+    parser.add_argument(
+        "--max-memory", type=size, metavar="SIZE", help="refuse writes beyond this many bytes; 500M, 2G (default: none)"
+    )
+
+
 def interval(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < float("inf"):
@@ -59,9 +80,18 @@ COMMANDS = (
     Command(
         "serve",
         cli_commands.serve,
-        (argument("--ready-fd", type=int, metavar="N", help="tell this descriptor when clients can connect"),),
+        (
+            kept,
+            argument(
+                "--recover", action="store_true", help="step over damage in the journal, and keep the damaged file"
+            ),
+            argument(
+                "--takeover", action="store_true", help="ask the manager that runs there to end, and go on for it"
+            ),
+            argument("--ready-fd", type=int, metavar="N", help="tell this descriptor when clients can connect"),
+        ),
         "run a manager in the foreground",
-        "--dir /var/lib/shop/state",
+        "--dir /var/lib/shop/state --durability power --max-memory 2G",
     ),
     Command(
         "run",
@@ -71,6 +101,7 @@ COMMANDS = (
         "shop:app --workers 4 -- --access-logfile -",
     ),
     Command("stop", cli_commands.stop, (), "end the manager in order", ""),
+    Command("restart", cli_commands.restart, (kept,), "put a new manager in the place of the one that runs", ""),
     Command("ping", cli_commands.ping, (), "measure one round trip to the manager", ""),
     Command("stats", cli_commands.stats, (), "show the manager's numbers", ""),
     Command("spaces", cli_commands.spaces, (), "list what is stored: names, kinds, sizes", ""),
@@ -141,6 +172,42 @@ COMMANDS = (
         ),
         "sign with a new key from each worker's next request on; nobody is logged out",
         "",
+    ),
+    Command(
+        "backup",
+        cli_files.backup,
+        (argument("file", metavar="FILE", help="a new file, or a backup that it replaces"),),
+        "copy all that the manager keeps, secrets too, to a file while it goes on",
+        "/backup/shop-monday",
+    ),
+    Command(
+        "restore",
+        cli_files.restore,
+        (
+            argument("file", metavar="FILE", help="what `backup` has written"),
+            argument("--force", action="store_true", help="end the manager that runs there first"),
+        ),
+        "replace what a directory keeps by a backup; the former files stay under another name",
+        "/backup/shop-monday --dir /var/lib/shop/state",
+    ),
+    Command(
+        "export",
+        cli_files.export,
+        (
+            argument(
+                "file", metavar="FILE", nargs="?", default="-", help="the file to write (default: standard output)"
+            ),
+            argument("--skip", action="store_true", help="leave out what JSON cannot hold, instead of ending there"),
+        ),
+        "write dicts and counters as JSON lines; without a manager, from its journal",
+        "carts.jsonl",
+    ),
+    Command(
+        "import",
+        cli_files.import_,
+        (argument("file", metavar="FILE", nargs="?", default="-", help="the file to read (default: standard input)"),),
+        "store the JSON lines of an export, over what is there under the same keys",
+        "carts.jsonl",
     ),
 )
 

@@ -7,7 +7,10 @@ else to stderr. Only `serve` imports the server.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,9 +31,10 @@ from .cli_output import (
     to_json,
     value_text,
 )
+from .directory import StateDirectory
 from .errors import StateError
 from .proxies.dicts import SharedDict
-from .settings import DirectoryAddress, resolve_address, state_directory
+from .settings import DirectoryAddress, durability, resolve_address, state_directory
 
 OK = 0
 ABSENT = 1
@@ -41,15 +45,51 @@ STOP_TIMEOUT = 10.0
 """Seconds that `stop` waits for the manager to end."""
 SUCCESSOR_TIMEOUT = 1.0
 """Seconds that it then looks for another one: run.py starts it again."""
+TAKEOVER_TIMEOUT = 15.0
+"""Seconds that `serve --takeover` waits for the other manager to end."""
 POLL = 0.02
 
 MISSING = object()
 
 
 def serve(args: argparse.Namespace) -> int:
-    from . import manager
+    from . import manager  # before another one is asked to leave: that is time without any
 
-    return NO_MANAGER if manager.serve(state_directory(args.dir), ready_fd=args.ready_fd) else OK
+    directory = state_directory(args.dir)
+    try:
+        kept = args.durability or durability()
+    except ValueError as error:
+        complain(error)
+        return USAGE
+    if args.takeover:
+        take_over(directory)
+    failed = manager.serve(
+        directory, ready_fd=args.ready_fd, durability=kept, recover=args.recover, max_memory=args.max_memory
+    )
+    return NO_MANAGER if failed else OK
+
+
+def take_over(directory: Path) -> None:
+    """Ask the manager of the directory to end, and wait until its lock is free or another's.
+
+    Where that does not work, whoever takes the lock then says why.
+    """
+    with contextlib.suppress(StateError, FileNotFoundError):
+        pid = sidecar.find(directory)
+        if pid is None:
+            return
+        with contextlib.closing(StateDirectory.open(directory, create=False)) as state:
+            holder = state.holder()
+            try:
+                with connect(directory, timeout=1.0) as manager:
+                    manager.shutdown()
+            except StateError as error:  # of another release, perhaps
+                complain(f"{error}; sending SIGTERM to the manager (pid {pid})")
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + TAKEOVER_TIMEOUT
+            while holder is not None and state.holder() == holder and time.monotonic() < deadline:
+                time.sleep(POLL / 4)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,6 +109,30 @@ def stop(args: argparse.Namespace) -> int:
         text += f"; run.py has started it again (pid {successor}): to end both, end run.py with Ctrl-C or SIGTERM"
     show(args, {"directory": str(directory), "stopped": pid, "successor": successor}, text)
     return OK
+
+
+def restart(args: argparse.Namespace) -> int:
+    directory = directory_of(args)
+    old, new = sidecar.replace(directory, *restart_options(args, directory))
+    text = f"restarted the manager of {directory}: pid {old} before, {new} now"
+    if old is None:
+        text = f"no manager ran in {directory}; started one (pid {new})"
+    show(args, {"directory": str(directory), "before": old, "pid": new}, text)
+    return OK
+
+
+def restart_options(args: argparse.Namespace, directory: Path) -> list[str]:
+    """Return the options of the new manager: those given, else those of the one that runs, as far as it tells them."""
+    given = {"durability": args.durability, "max_memory": args.max_memory}
+    with contextlib.suppress(StateError), connect(directory, timeout=1.0) as manager:
+        numbers = manager.stats()
+        given = {name: numbers.get(name) if value is None else value for name, value in given.items()}
+    return [
+        word
+        for name, value in given.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def find_other_than(pid: int | None, directory: Path, timeout: float) -> int | None:

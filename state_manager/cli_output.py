@@ -11,12 +11,18 @@ import math
 import pprint
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from .checks import Key
 
 PROGRAM = "state-manager"
+
+BAR = 30
+"""Characters."""
+REDRAW = 0.1
+"""Seconds."""
 
 
 def is_json(value: object) -> bool:
@@ -102,3 +108,30 @@ def terminal_width() -> int | None:
 def complain(message: object) -> None:
     """Print one line to stderr, whatever the message is made of."""
     print(f"{PROGRAM}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+class Progress:
+    """A bar on the terminal while something takes long; nothing where stderr is no terminal."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._next = time.monotonic() + REDRAW if sys.stderr.isatty() else math.inf
+        self._drawn = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Draw ``done`` of ``total``; 0 in all is not known."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + REDRAW
+        self._drawn = True
+        share = min(done / total, 1.0) if total else 0.0
+        bar = f"[{'#' * int(share * BAR):{BAR}}] {share:4.0%}" if total else f"{done:,}"
+        print(f"\r{self._what} {bar}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exception: object) -> None:
+        self._next = math.inf
+        if self._drawn:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -18,9 +18,11 @@ Rules
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
+import threading
 import time
 import weakref
 from collections import deque
@@ -64,9 +66,10 @@ class StillLoading(Unavailable):
 class Lane:
     """One connection, or the place of one: ``sock`` is None until it is attached, and after it broke."""
 
-    __slots__ = ("id", "large", "number", "pack", "sock", "unsure")
+    __slots__ = ("id", "large", "number", "pack", "session", "sock", "unsure")
 
-    def __init__(self, id_: int) -> None:
+    def __init__(self, session: bytes, id_: int) -> None:
+        self.session = session
         self.id = id_
         self.number = 0
         self.pack = packer().pack
@@ -130,10 +133,16 @@ class Client:
         state = "down" if self._down else f"{len(self._lanes)} lanes, {len(self._idle)} idle"
         return f"<Client of {self.path}: {state}>"
 
+    def __del__(self) -> None:
+        if self._directory is not None:
+            self._directory.close()
+
     def _begin_session(self) -> None:
         self.session = os.urandom(16)
+        self._ids = itertools.count()
         self._lanes: list[Lane] = []
         self._idle: deque[Lane] = deque()
+        self._lock = threading.Lock()  # for opening the directory
 
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
         """Run a command in the manager and return its result.
@@ -141,8 +150,10 @@ class Client:
         Raises what the command raises; Unavailable when the manager was not reached within ``timeout`` seconds;
         OutcomeUnknown when it was and did not answer.
         """
+        began = time.monotonic()
+        idle = self._idle  # this one, whatever it is at the end: a child that is forked meanwhile has another
         try:
-            lane = self._idle.pop()
+            lane = idle.pop()
         except IndexError:
             lane = self._new_lane()
         try:
@@ -155,19 +166,22 @@ class Client:
                 raise TooLarge(f"a message of {len(request):,} bytes is over the limit of {FRAME_LIMIT:,}")
             if lane.sock is None:
                 lane.unsure = False
-                reply = self._ask_again(lane, request, numbered)
+                reply = self._ask_again(lane, request, numbered, began)
             else:
                 try:
                     reply = lane.ask(request)
                 except (TimeoutError, BlockingIOError):
                     self._give_up()
-                    raise self._too_late(numbered and lane.unsure) from None
+                    raise self._too_late(numbered and lane.unsure, began) from None
                 except OSError:
-                    reply = self._ask_again(lane, request, numbered)
+                    reply = self._ask_again(lane, request, numbered, began)
+            if numbered and reply[2:] != [lane.number]:
+                lane.close()
+                raise OutcomeUnknown(f"the manager of {self.path} answered another request than this one: {reply[2:]}")
             if lane.large:
                 self._acknowledge(lane, numbered)
         finally:
-            self._idle.append(lane)
+            idle.append(lane)
         if reply[0] == RETURN:
             return reply[1]
         raise from_wire(*reply[1])
@@ -175,9 +189,6 @@ class Client:
     def close(self) -> None:
         """Close this process's connections. Using the client again opens new ones."""
         self._close_idle()
-        if self._directory is not None:
-            self._directory.close()
-            self._directory = None
 
     def _acknowledge(self, lane: Lane, numbered: bool) -> None:
         """Let the manager forget a large reply, which it keeps in case that it did not arrive."""
@@ -190,13 +201,12 @@ class Client:
     # -- lanes -----------------------------------------------------------------------------------------------------
 
     def _new_lane(self) -> Lane:
-        lane = Lane(len(self._lanes))
+        lane = Lane(self.session, next(self._ids))
         self._lanes.append(lane)
         return lane
 
-    def _ask_again(self, lane: Lane, request: bytes, numbered: bool) -> Any:
+    def _ask_again(self, lane: Lane, request: bytes, numbered: bool, began: float) -> Any:
         """Attach the lane and send the request, again and again until there is an answer or the deadline has passed."""
-        began = time.monotonic()
         deadline = began + (min(self.timeout, DOWN_SECONDS) if self._down else self.timeout)
         delay, longest = BACKOFF
         unsure = numbered and lane.unsure
@@ -213,6 +223,9 @@ class Client:
                         raise OutcomeUnknown(
                             f"the manager of {self.path} ended with this request: it may have been applied or not"
                         )
+                    # It is well, so a request of its own size may take its own time.
+                    deadline = max(deadline, began + self.timeout)
+                    set_timeout(lane.sock, max(deadline - time.monotonic(), LAST_TRY_SECONDS))
                     reply = lane.ask(request)
                     set_timeout(lane.sock, self.timeout)
                 except StillLoading as error:
@@ -231,7 +244,7 @@ class Client:
                     self._give_up()
                 if isinstance(reason, Unavailable) and not unsure:
                     raise reason
-                raise self._too_late(unsure) from None
+                raise self._too_late(unsure, began) from None
             time.sleep(min(delay, left))
             delay = min(2 * delay, longest)
 
@@ -253,8 +266,8 @@ class Client:
             lane.close()
         self._idle.extend(lanes)
 
-    def _too_late(self, unsure: bool) -> Unavailable:
-        text = f"the manager of {self.path} did not answer within {self.timeout:g} s"
+    def _too_late(self, unsure: bool, began: float) -> Unavailable:
+        text = f"the manager of {self.path} did not answer within {time.monotonic() - began:.2g} s"
         return OutcomeUnknown(f"{text}: the request may have been applied or not") if unsure else Unavailable(text)
 
     def _connect(self, timeout: float) -> socket.socket:
@@ -269,12 +282,14 @@ class Client:
 
     def _open(self, timeout: float) -> socket.socket:
         """Return a connection that has shown, both ways, that the peer knows the key."""
-        if self._directory is None:
-            self._directory = StateDirectory.open(self.path, create=False)
-        sock = self._directory.connect(timeout)
+        with self._lock:
+            if self._directory is None:
+                self._directory = StateDirectory.open(self.path, create=False)
+            directory = self._directory
+        sock = directory.connect(timeout)
         try:
             set_timeout(sock, timeout)
-            key = self._directory.key(create=False)
+            key = directory.key(create=False)
             asked = receive(sock)
             response, question = client_handshake(key, asked)
             sock.sendall(frame(response))
@@ -290,7 +305,7 @@ class Client:
         """Attach the lane to a new connection; return whether the manager knew it, and so can answer repeats."""
         lane.close()
         lane.sock = sock
-        hello = [PROTOCOL, VERSION, self.session, lane.id]
+        hello = [PROTOCOL, VERSION, lane.session, lane.id]
         try:
             kind, result = lane.ask(lane.pack((None, "accept_connection", [hello], _NO_KEYWORDS)))
         finally:

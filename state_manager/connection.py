@@ -53,7 +53,7 @@ class Connection:
         self.handler = handler
         self.frames = Frames(HANDSHAKE_LIMIT)
         self.pending: deque[bytes | int] = deque()
-        self.outbox = b""
+        self.outbox: bytes | memoryview = b""
         self.lane: Lane | None = None
         self.deadline: float | None = time.monotonic() + HANDSHAKE_SECONDS
         self.busy = False
@@ -83,7 +83,7 @@ class Connection:
         With unsent output nothing more is read, so a client that does not read its replies costs one of them.
         """
         if self.outbox:
-            self.outbox += data
+            self.outbox = bytes(self.outbox) + data
             return True
         try:
             sent = self.send_some(data)
@@ -92,7 +92,7 @@ class Connection:
         except OSError:
             return False
         if sent < len(data):
-            self.outbox = data[sent:]
+            self.outbox = memoryview(data)[sent:]
             self.busy = True
             self.poller.modify(self.fd, WRITE)
         return True
@@ -100,7 +100,7 @@ class Connection:
     def flush(self) -> bool:
         """Send more of what is unsent; return False if the other side has ended."""
         try:
-            sent = self.send_some(memoryview(self.outbox)[:RECV_LARGE])
+            sent = self.send_some(self.outbox[:RECV_LARGE])
         except (BlockingIOError, InterruptedError):
             return True
         except OSError:

@@ -146,7 +146,8 @@ def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> 
         str, dict[Key, None]
     ] = {}  # of the keys that a compaction wrote, among which others may have been written
     for frame in journal.replay(progress):
-        service.store.apply(frame.changes)
+        service.store.discard([service.store.apply(frame.changes)])
+        service.store.collect(10_000)
         if frame.kind == SLICE or order:
             _note_order(order, frame)
         for record in frame.lanes:

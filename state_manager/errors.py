@@ -68,6 +68,7 @@ class ComputeFailed(StateError):
     """The process that computed the value raised; the message has its type and text."""
 
 
+MESSAGE_LIMIT = 4096
 BY_NAME: dict[str, type[Exception]] = {
     error.__name__: error
     for error in (
@@ -95,8 +96,13 @@ def to_wire(error: Exception) -> list[str]:
     """Return ``[name, message]`` for an error; a subclass crosses as the nearest class that has a name here."""
     for cls in type(error).__mro__:
         if BY_NAME.get(cls.__name__) is cls:
-            return [cls.__name__, str(error.args[0]) if error.args else ""]
-    return ["StateError", f"{type(error).__name__}: {error}"]
+            return [cls.__name__, _text(error.args[0]) if error.args else ""]
+    return ["StateError", _text(f"{type(error).__name__}: {error}")]
+
+
+def _text(message: object) -> str:
+    """Return a message that can be sent: it may name a path that is no UTF-8, and is not for novels."""
+    return str(message)[:MESSAGE_LIMIT].encode(errors="backslashreplace").decode()
 
 
 def from_wire(name: str, message: str) -> Exception:

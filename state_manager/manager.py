@@ -13,7 +13,6 @@ import os
 import signal
 from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import Literal
 
 from . import serializer
 from .clock import Clock
@@ -22,12 +21,10 @@ from .durability import Compaction, Pins, load
 from .errors import StateError
 from .journal.log import Journal
 from .server import StateServer
-from .settings import VERSION
+from .settings import VERSION, Durability
 from .stock import CounterObject, DictObject
 
 logger = logging.getLogger("state_manager")
-
-Durability = Literal["process", "power", "none"]
 
 
 class Manager(BaseManager):
@@ -86,7 +83,7 @@ def serve(
             if durability != "none":
                 journal = Journal.open(directory, mode=durability, recover=recover)
                 stack.callback(journal.close)
-                _load(server, journal, ready_fd)
+                _load(server, journal, durability, ready_fd)
         except (StateError, OSError) as error:
             logger.error("%s", error)
             _report(ready_fd, f"error {error}", last=True)
@@ -104,7 +101,7 @@ def serve(
     return 0
 
 
-def _load(server: StateServer, journal: Journal, ready_fd: int | None) -> None:
+def _load(server: StateServer, journal: Journal, durability: Durability, ready_fd: int | None) -> None:
     def breathe(progress: str) -> None:
         server.answer_while_loading(progress)
         _report(ready_fd, "loading")
@@ -112,6 +109,7 @@ def _load(server: StateServer, journal: Journal, ready_fd: int | None) -> None:
     gc.disable()  # it would look through all that was read, again and again, and find nothing
     load(server.service, journal, breathe)
     server.clock = Clock(journal.last_now)
+    server.durability = durability
     server.chores += [Compaction(server.service, journal).step, Pins(server.service, journal).step]
     server.loading = None
     server.watch_sessions()

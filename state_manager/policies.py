@@ -50,10 +50,12 @@ def adapt(store: Store, changes: Sequence[Change], owner: int | None, max_memory
 def _owned(store: Store, change: Change, owner: int | None) -> Change:
     """Return the change with its writer as the owner, where the dict's entries live as long as their writers."""
     space, key, entry = change
-    if owner is None or entry is ABSENT or key is None or not options_of(store, space).ephemeral:
+    if entry is ABSENT or key is None or space[:1] == ":":
         return change
     value, deadline = (entry.value, entry.deadline) if type(entry) is Entry else (entry, NEVER)
-    return space, key, Entry(value, deadline, owner)
+    if owner is not None and options_of(store, space).ephemeral:
+        return space, key, Entry(value, deadline, owner)
+    return space, key, value if deadline == NEVER else Entry(value, deadline)
 
 
 def _fitted(store: Store, changes: Sequence[Change], max_memory: int | None) -> Sequence[Change]:

@@ -31,7 +31,7 @@ from .clock import Clock
 from .commands.base import Done, View, row
 from .connection import Connection, Handler
 from .directory import peer_pid, peer_uid
-from .errors import StateError, TooLarge, Unavailable, to_wire
+from .errors import OutcomeUnknown, StateError, TooLarge, Unavailable, to_wire
 from .poller import READ, new_poller
 from .processes import start_time
 from .service import Service
@@ -81,9 +81,13 @@ class StateServer(multiprocessing.managers.Server):
         self._listener = listener
         self._key = authkey
         self.clock: Callable[[], float] = Clock()
+        self.durability = "none"
+        self._max_memory = max_memory
         self.loading: str | None = None  # how far the journal is read; until then nobody is attached
         self.chores: list[Callable[[float], bool]] = []  # called between ticks; each says whether it has more to do
-        self._directory = directory
+        self._directory = os.fsencode(directory).decode(
+            errors="backslashreplace"
+        )  # it is shown, and it crosses the wire
         self._reserve_epoch = reserve_epoch
         self._still_mine = still_mine
         self._started = time.monotonic()
@@ -97,11 +101,13 @@ class StateServer(multiprocessing.managers.Server):
         self._ready: dict[int, Connection | Callable[[], object]] = {}  # what to do when a descriptor is ready
         self._by_lane: dict[Lane, Connection] = {}
         self._backlog: deque[Connection] = deque()
-        self._watch = Watch(self._register, self._unregister, self._end)
+        self._watch = Watch(self._register, self._unregister, self._session_ended)
+        self._ending: deque[Session] = deque()
         self._accepting = True
         self._stopping = False
         self._untidy = False
         self._next_housekeeping = 0.0
+        self.now = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
         listener.setblocking(False)
         self._register(listener.fileno(), self._accept)
@@ -111,26 +117,27 @@ class StateServer(multiprocessing.managers.Server):
 
     def serve_forever(self) -> None:
         """Serve until stopped, then send what is unsent and close everything."""
-        poll, clock, ready = self._poller.poll, self.clock, self._ready
+        poll, ready = self._poller.poll, self._ready
         try:
             while not self._stopping:
                 events = poll(0.0 if self._backlog or self._untidy else HOUSEKEEPING)
-                now = clock()
-                if len(events) != 1 or self._backlog or not self._one(ready[events[0][0]], now):
-                    self._tick(events, now)
-                if now >= self._next_housekeeping or self._untidy:
-                    self._keep_house(now)
+                if len(events) != 1 or self._backlog or not self._one(ready[events[0][0]]):
+                    self._tick(events)
+                if self.now >= self._next_housekeeping or self._untidy:
+                    self._keep_house()
         finally:
             self._close_all()
 
-    def _one(self, connection: object, now: float) -> bool:
+    def _one(self, connection: object) -> bool:
         """Do the usual tick, one whole request on one lane, by the short way; return whether it was one."""
         if type(connection) is not Connection or connection.lane is None or connection.busy:
             return False
         data = connection.receive()
+        # The clock is read after the last byte came: what was sent after a deadline is never answered from before it.
+        self.now = now = self.clock()
         if data is None or len(data) <= HEADER or _read_length(data)[0] != len(data) - HEADER:
             if self._cut(connection, data):
-                self._run(deque((connection,)), now)
+                self._run(deque((connection,)))
             return True
         service = self.service
         service.begin(now)
@@ -146,7 +153,7 @@ class StateServer(multiprocessing.managers.Server):
     def answer_while_loading(self, progress: str) -> None:
         """Do a tick for those who connect while the journal is read: they are told to wait."""
         self.loading = progress
-        self._tick(self._poller.poll(0.0), self.clock())
+        self._tick(self._poller.poll(0.0))
 
     def stop(self) -> None:
         """End ``serve_forever`` after the present tick. May be called from a signal handler."""
@@ -154,7 +161,7 @@ class StateServer(multiprocessing.managers.Server):
         with contextlib.suppress(OSError):
             os.write(self._wake_write, b"\0")
 
-    def _tick(self, events: list[tuple[int, int]], now: float) -> None:
+    def _tick(self, events: list[tuple[int, int]]) -> None:
         """Read what is ready and run one request of each connection that has one."""
         runnable, self._backlog = self._backlog, deque()
         for fd, _ in events:
@@ -166,14 +173,15 @@ class StateServer(multiprocessing.managers.Server):
                 self._flush(ready)
             elif not ready.pending and self._cut(ready, ready.receive()):  # what lies here already comes first
                 runnable.append(ready)
+        self.now = self.clock()
         if runnable:
-            self._run(runnable, now)
+            self._run(runnable)
 
-    def _run(self, runnable: deque[Connection], now: float) -> None:
+    def _run(self, runnable: deque[Connection]) -> None:
         """Run one request of each of these connections, commit, and send the replies."""
         service = self.service
-        service.begin(now)
-        replies: list[tuple[Connection, Handler, bytes, bytes]] = []
+        service.begin(self.now)
+        replies: list[tuple[Connection, Handler, bytes, bytes | None]] = []
         size = 0
         for connection in runnable:
             if connection.closed or connection.outbox or not connection.pending:
@@ -194,26 +202,36 @@ class StateServer(multiprocessing.managers.Server):
                 connection.busy = connection.frames.started
         try:
             service.commit()
-        except StateError:
+        except StateError as error:
             service.undo()
-            replies = [(each, how, what, self._alone(each, how, what)) for each, how, what, _ in replies]
+            replies = [(each, how, what, self._alone(each, how, what, error)) for each, how, what, _ in replies]
         for connection, _, _, reply in replies:
-            self._send(connection, frame(reply))
+            if reply is not None:
+                self._send(connection, frame(reply))
 
-    def _alone(self, connection: Connection, handler: Handler, payload: bytes) -> bytes:
-        """Run a request of a tick that could not be logged again, in a tick of its own."""
+    def _alone(self, connection: Connection, handler: Handler, payload: bytes, error: StateError) -> bytes | None:
+        """Run a request of a tick that could not be logged again, in a tick of its own.
+
+        After a failed sync nothing can be logged any more; the error says that the outcome is unknown, to all of them.
+        """
+        if isinstance(error, OutcomeUnknown):
+            return self._refuse(connection, handler, payload, error)
         reply = handler(connection, payload)
         try:
             self.service.commit()
-        except StateError as error:
-            reply = self._refuse(connection, handler, payload, error)
-        return reply or b""
+        except StateError as again:
+            return self._refuse(connection, handler, payload, again)
+        return reply
 
     def _refuse(self, connection: Connection, handler: Handler, payload: bytes, error: StateError) -> bytes | None:
         """Undo the only request of a tick and answer it with the error, unless it can be answered without a change."""
         self.service.undo()
-        with self.service.refusing(error):
-            return handler(connection, payload)
+        try:
+            with self.service.refusing(error):
+                return handler(connection, payload)
+        finally:
+            # The frames that it passed through hold the request, and nobody collects cycles here.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
 
     # -- sockets ---------------------------------------------------------------------------------------------------
 
@@ -351,6 +369,8 @@ class StateServer(multiprocessing.managers.Server):
             raise ValueError("a session is 16 bytes and a lane a number")
         if not 0 <= lane < LANES_LIMIT:
             raise TooLarge(f"a process may have {LANES_LIMIT:,} connections")
+        if connection.lane is not None:  # this is said again, after a tick that could not be logged
+            self._by_lane.pop(connection.lane, None)
         pid = peer_pid(connection.sock)
         found, known = self.service.attach(session, lane, pid, None if pid is None else start_time(pid))
         former = self._by_lane.get(found)
@@ -363,29 +383,41 @@ class StateServer(multiprocessing.managers.Server):
 
     def watch_sessions(self) -> None:
         """Watch sessions that were restored; those whose process has ended meanwhile end now."""
-        self.service.begin(self.clock())
         for session in list(self.service.sessions.values()):
             self._watch.add(session)
+        self.service.begin(self.clock())
+        while self._end_a_session():
+            pass
 
-    def _end(self, session: Session) -> bool:
+    def _session_ended(self, session: Session) -> None:
+        """Note that a session's process has ended. It may be in the middle of a tick, so the rest is done after it."""
+        self._ending.append(session)
+        self._untidy = True
+
+    def _end_a_session(self) -> bool:
+        """End a part of a session whose process has ended; return whether there is more to do at once."""
+        if not self._ending:
+            return False
+        session = self._ending[0]
         for lane in session.lanes.values():
             if connection := self._by_lane.get(lane):
                 self._close(connection)
         try:
-            self.service.end(session)
+            if self.service.end(session):
+                self._ending.popleft()
         except StateError:
-            return False
-        return True
+            return False  # the log takes nothing now: in a second again
+        return bool(self._ending)
 
     # -- housekeeping ----------------------------------------------------------------------------------------------
 
-    def _keep_house(self, now: float) -> None:
+    def _keep_house(self) -> None:
         """Do what no event announces: a bounded part of what there is to tidy, and the rest of it once a second."""
+        now = self.now
         self.service.begin(now)
-        try:
-            self._untidy = self.service.tidy()
-        except StateError:
-            self._untidy = False  # until the next second, in case the log takes something again
+        self._untidy = self._end_a_session()
+        with contextlib.suppress(StateError):  # then it waits until the log takes something again
+            self._untidy |= self.service.tidy()
         for chore in self.chores:
             self._untidy |= chore(now)
         if now < self._next_housekeeping:
@@ -399,13 +431,20 @@ class StateServer(multiprocessing.managers.Server):
         if not self._accepting:
             self._accepting = True
             self._register(self._listener.fileno(), self._accept)
-        store = self.service.store
-        if store.last_epoch - store.epoch < EPOCHS_AHEAD // 2:
-            self._reserve_epoch(store.epoch + EPOCHS_AHEAD)
-            store.last_epoch = store.epoch + EPOCHS_AHEAD
+        self._reserve_epochs()
         if not self._still_mine():
             logger.error("another manager owns %s now, or it was removed: this one ends", self._directory)
             self._stopping = True
+
+    def _reserve_epochs(self) -> None:
+        store = self.service.store
+        if store.last_epoch - store.epoch < EPOCHS_AHEAD // 2:
+            try:
+                self._reserve_epoch(store.epoch + EPOCHS_AHEAD)
+            except (StateError, OSError) as error:
+                logger.warning("cannot reserve epochs, so that emptying a large dict takes longer: %s", error)
+            else:
+                store.last_epoch = store.epoch + EPOCHS_AHEAD
 
     # -- commands of the process itself ----------------------------------------------------------------------------
 
@@ -418,6 +457,8 @@ class StateServer(multiprocessing.managers.Server):
             "protocol": PROTOCOL,
             "directory": self._directory,
             "epoch": store.epoch,
+            "durability": self.durability,
+            "max_memory": self._max_memory,
             "uptime": time.monotonic() - self._started,
             "connections": len(self.connections()),
             "sessions": len(self.service.sessions),

@@ -14,124 +14,21 @@ Rules
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from .checks import Key
+from .checks import shown
 from .commands import TABLE, Command
 from .errors import StateError, to_wire
 from .policies import OPTIONS, adapt, kept, options_of
 from .sessions import LANE_BITS, SESSIONS, Lane, LaneRecord, Session
-from .store import ABSENT, Change, Entry, Store, cost
+from .store import ABSENT, Change, Store, cost
+from .view import StoreView
 from .wire import ERROR, RETURN, packer, unpack
 
-PAGE_KEYS: Final = 512
-PAGE_BYTES: Final = 2**20
-"""A page of an iteration ends at either bound, so that no client waits long for another's."""
-CURSOR_KEYS: Final = 8_000_000
-"""Keys that all open iterations together may hold; beyond that the one least recently used is given up."""
 SWEEP_LIMIT: Final = 500
 """Expired entries that one tick deletes, and freed entries of emptied spaces."""
-
-
-class Cursor:
-    """The keys that an iteration has still to give, last one first."""
-
-    __slots__ = ("keys", "owner", "space")
-
-    def __init__(self, space: str, keys: list[Key], owner: Session | None) -> None:
-        self.space = space
-        self.keys = keys
-        self.owner = owner
-
-
-class StoreView:
-    """What commands see (``commands.base.View``), over a ``Store`` in this process."""
-
-    def __init__(self, store: Store, token: Callable[[], str]) -> None:
-        self.store = store
-        self._spaces = store.spaces
-        self.token = token
-        self.now = 0.0
-        self.lane: Lane | None = None
-        self.changes: list[Change] = []
-        self.undo: list[list[Change]] = []
-        self.frozen = False  # nothing may change now: what has expired is absent, and stays where it is
-        self.cursors: OrderedDict[int, Cursor] = OrderedDict()
-        self._cursor_keys = 0
-        self._last_cursor = 0
-
-    @property
-    def session(self) -> Session | None:
-        return self.lane.session if self.lane else None
-
-    def apply(self, changes: Sequence[Change]) -> None:
-        self.undo.append(self.store.apply(changes))
-        self.changes += changes
-
-    def get(self, space: str, key: Key) -> Any:
-        found = self._spaces.get(space)
-        if found is None:
-            return ABSENT
-        entry = found.entries.get(key, ABSENT)
-        if type(entry) is Entry and entry.deadline <= self.now:
-            if not self.frozen:
-                self.apply(((space, key, ABSENT),))
-            return ABSENT
-        return entry
-
-    def version(self, space: str, key: Key) -> int:
-        return self.store.version(space, key)
-
-    def size(self, space: str) -> int:
-        found = self.store.spaces.get(space)
-        return len(found.entries) if found else 0
-
-    def last(self, space: str) -> Key | None:
-        found = self.store.spaces.get(space)
-        keys: list[Key] = list(reversed(found.entries)) if found else []
-        for key in keys:
-            if self.get(space, key) is not ABSENT:
-                return key
-        return None
-
-    def spaces(self) -> list[tuple[str, int, int]]:
-        return [(space.name, len(space.entries), space.bytes) for space in self.store.spaces.values()]
-
-    def page(self, space: str, cursor: int | None) -> tuple[list[tuple[Key, Any]], int | None]:
-        session = self.session
-        if cursor is None:
-            found = self.store.spaces.get(space)
-            keys = list(found.entries) if found else []
-            keys.reverse()  # so that the next one is the last one, which a list gives up at no cost
-            cursor = self._last_cursor = self._last_cursor + 1
-            self.cursors[cursor] = Cursor(space, keys, session)
-            self._cursor_keys += len(keys)
-        opened = self.cursors.get(cursor)
-        if opened is None or opened.space != space or opened.owner is not session:
-            raise ValueError(f"the iteration over {space!r} rested for too long and was given up: begin it again")
-        page: list[tuple[Key, Any]] = []
-        size, before, keys = 0, len(opened.keys), opened.keys
-        while keys and len(page) < PAGE_KEYS and size < PAGE_BYTES:
-            key = keys.pop()
-            entry = self.get(space, key)
-            if entry is not ABSENT:
-                page.append((key, entry))
-                size += cost(key, entry)
-        self._cursor_keys -= before - len(keys)
-        if not keys:
-            del self.cursors[cursor]
-            return page, None
-        self.cursors.move_to_end(cursor)
-        while self._cursor_keys > CURSOR_KEYS and len(self.cursors) > 1:
-            self._cursor_keys -= len(self.cursors.popitem(last=False)[1].keys)
-        return page, cursor
-
-    def forget_cursors(self, session: Session) -> None:
-        for number in [number for number, cursor in self.cursors.items() if cursor.owner is session]:
-            self._cursor_keys -= len(self.cursors.pop(number).keys)
 
 
 class Log(Protocol):
@@ -206,22 +103,26 @@ class Service:
                 raise ValueError("a request's arguments are a list, and it has no keyword arguments")
             self._view.lane = lane
             result = self.call(message[0], message[1], args)
+            reply = self._pack((RETURN, result) if number is None else (RETURN, result, number))
         except Exception as error:
             reply = self._pack((ERROR, to_wire(error)) if number is None else (ERROR, to_wire(error), number))
-        else:
-            reply = self._pack((RETURN, result) if number is None else (RETURN, result, number))
         if lane is not None and number is not None and self._refusal is None:
             self._touched.append((lane, lane.number, lane.reply))
             lane.number = number
             lane.reply = reply
         return reply
 
+    def call_unattached(self, kind: str, name: str, args: Sequence[Any]) -> Any:
+        """Run one command for somebody who has no lane."""
+        self._view.lane = None
+        return self.call(kind, name, args)
+
     def call(self, kind: str, name: str, args: Sequence[Any]) -> Any:
         """Run one command and return its result; its changes are applied."""
         try:
             command = self._table[kind, name]
         except (KeyError, TypeError):
-            raise ValueError(f"unknown command {kind!r}.{name!r}") from None
+            raise ValueError(f"unknown command: {shown(kind)}, {shown(name)}") from None
         if not command.least <= len(args) <= command.most:
             raise TypeError(f"{kind}.{name} takes {command.least} to {command.most} arguments, not {len(args)}")
         self.commands += 1
@@ -251,17 +152,14 @@ class Service:
             changes = kept(self.store, view.changes)
             if changes or self._records:
                 self.log.append(view.now, changes, lanes)
-            self.store.discard(view.undo)
-            view.changes, view.undo = [], []
             self._records, self._new = [], []
+        view.settle()
         if self._touched:
             self._touched = []
 
     def undo(self) -> None:
         """Take back everything since the last commit; versions alone go on growing."""
-        view = self._view
-        for undo in reversed(view.undo):
-            self.store.apply(undo)
+        self._view.take_back()
         for lane, number, reply in reversed(self._touched):
             lane.number, lane.reply = number, reply
         for new in self._new:
@@ -269,7 +167,6 @@ class Service:
                 new.stored = False
             else:
                 del new.session.lanes[new.id]
-        view.changes, view.undo = [], []
         self._touched, self._records, self._new = [], [], []
 
     @contextmanager
@@ -288,6 +185,7 @@ class Service:
 
         Raises StateError if the log takes no more; then nothing was deleted.
         """
+        self._view.give_up_iterations()
         expired = self.store.due(self._view.now, SWEEP_LIMIT)
         if expired:
             self._view.apply(expired)
@@ -326,15 +224,24 @@ class Service:
         session.stored = True
         self._new.append(session)
 
-    def end(self, session: Session) -> None:
-        """Forget a session whose process has ended. Raises StateError if the log takes no more: then it stays."""
+    def end(self, session: Session) -> bool:
+        """Forget a session whose process has ended, a bounded part of what it has at a time; return whether it is done.
+
+        Not within a tick. Raises StateError if the log takes no more: then the rest stays.
+        """
+        owned = self.store.owned(session.number, SWEEP_LIMIT * 10)
+        if owned:
+            self._view.apply(owned)
+            self._commit_or_undo()
+            return False
         if session.stored:
-            self._view.apply((*self.store.owned(session.number), (SESSIONS, session.number, ABSENT)))
+            self._view.apply(((SESSIONS, session.number, ABSENT),))
             self._records += [(lane.key,) for lane in session.lanes.values()]
             self._commit_or_undo()
         self.sessions.pop(session.id, None)
         session.lanes.clear()  # they point back, and the manager runs without a collector of cycles
-        self._view.forget_cursors(session)
+        self._view.give_up_iterations(session)
+        return True
 
     def restore(self, lanes: Mapping[int, tuple[int, bytes]]) -> None:
         """Make the sessions that the store holds, with these lanes."""
@@ -360,6 +267,8 @@ class Service:
         size = 0
         for session in list(self.sessions.values()):
             for lane in list(session.lanes.values()):
+                if lane.id not in session.lanes:
+                    continue  # its process has ended since
                 records.append(lane.record)
                 size += 32 + len(lane.reply)
                 if size >= limit:
@@ -368,10 +277,11 @@ class Service:
         yield [], records
         for name in list(self.store.spaces):
             space = self.store.spaces.get(name)
-            keys = list(space.entries) if space and options_of(self.store, name).durable else []
             changes: list[Change] = []
             size = 0
-            for key in keys:
+            for key in list(space.entries) if space else ():
+                if not changes and not options_of(self.store, name).durable:
+                    break
                 entry = self.store.get(name, key)
                 if entry is ABSENT:
                     continue

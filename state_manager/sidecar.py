@@ -7,7 +7,8 @@ The rules:
 - A manager is a new process group, so that a Ctrl-C or a signal to its starter's group does not reach it.
 - A detached one is nobody's child either: gunicorn's master reaps every child it has and takes it for a worker. A tiny
   launcher forks it and ends. Forking is safe there: the launcher is a fresh interpreter with one thread.
-- Many may call ``ensure`` at once: they take turns. Whoever starts a manager past them is settled by its lock.
+- Many may call ``ensure`` or ``replace`` at once: they take turns. Whoever starts a manager past them is settled by its
+  lock.
 """
 
 from __future__ import annotations
@@ -65,13 +66,17 @@ def find(directory: Path) -> int | None:
         return _find(state)
 
 
-def _find(state: StateDirectory) -> int | None:
+def _find(state: StateDirectory, *, speaking: bool = False) -> int | None:
+    """Return the manager's pid; ``speaking``: only of one that greets, not of one that is about to end."""
     try:
         connection = state.connect(CONNECT_SECONDS)
     except Unavailable:
         return None
     with connection:
-        return peer_pid(connection) or state.holder()
+        if speaking:
+            with contextlib.suppress(OSError):
+                speaking = not connection.recv(1)
+        return None if speaking else peer_pid(connection) or state.holder()
 
 
 def start(directory: Path, *, timeout: float = 10.0) -> subprocess.Popen[bytes]:
@@ -128,6 +133,24 @@ def ensure(directory: Path, *, timeout: float = 10.0) -> int:
             return pid
 
 
+def replace(directory: Path, *options: str, timeout: float = 30.0) -> tuple[int | None, int]:
+    """Start a detached manager that takes over from the one that runs, and return the pids of both.
+
+    The first is None if there was none. ``options`` are further ones of ``serve``. Somebody who looks after the old one
+    (run.py) may start its successor first: then that is it. ``timeout`` in seconds. Raises as ``start`` does.
+    """
+    deadline = time.monotonic() + timeout
+    with contextlib.closing(StateDirectory.open(directory, create=True)) as state, _turn(state, deadline):
+        old = _find(state)
+        try:
+            return old, _start_detached(state, deadline, "--takeover", *options)
+        except StateError:
+            new = _adopt(state, deadline) if old is None or _find(state) != old else old
+            if new is None or new == old:
+                raise
+            return old, new
+
+
 @contextlib.contextmanager
 def _turn(state: StateDirectory, deadline: float) -> Iterator[None]:
     """Hold the lock of the directory itself, which only starters use."""
@@ -151,18 +174,18 @@ def _lock(fd: int) -> bool:
 
 def _adopt(state: StateDirectory, deadline: float) -> int | None:
     """Wait for the manager that somebody else has started, as long as it holds the lock."""
-    while (pid := _find(state)) is None and state.holder() is not None and time.monotonic() < deadline:
+    while (pid := _find(state, speaking=True)) is None and state.holder() is not None and time.monotonic() < deadline:
         time.sleep(_POLL)
     return pid
 
 
-def _start_detached(state: StateDirectory, deadline: float) -> int:
+def _start_detached(state: StateDirectory, deadline: float, *options: str) -> int:
     log = state.open_log()
     try:
         said_before = os.fstat(log).st_size
         with _channel() as (reader, writer):
             launcher = _run(
-                [sys.executable, "-P", "-S", "-c", _LAUNCHER, *_command(state.path)],
+                [sys.executable, "-P", "-S", "-c", _LAUNCHER, *_command(state.path), *options],
                 stdout=writer,
                 stderr=log,
                 start_new_session=True,

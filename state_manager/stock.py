@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
+from .commands.base import check_size
 from .errors import to_wire
 from .wire import ERROR, RETURN, packer, unpack
 
@@ -85,15 +87,21 @@ class DictObject:
         self._ask("clear")
 
     def keys(self) -> list[Any]:
-        return [key for key, _ in self.items()]
+        return self._scan(False)
 
     def items(self) -> list[list[Any]]:
         """One message, so for small dicts; ``state_manager.connect`` iterates in pages."""
-        cursor, found = self._ask("scan", None, True)
+        return [[key, from_stored(value)] for key, value in zip(*[iter(self._scan(True))] * 2, strict=True)]
+
+    def _scan(self, values: bool) -> list[Any]:
+        cursor, found = self._ask("scan", None, values)
+        size = sum(map(getsizeof, found))
         while cursor is not None:
-            cursor, more = self._ask("scan", cursor, True)
+            check_size(size)
+            cursor, more = self._ask("scan", cursor, values)
+            size += sum(map(getsizeof, more))
             found += more
-        return [[key, from_stored(value)] for key, value in zip(found[::2], found[1::2], strict=True)]
+        return list(found)
 
     def ttl(self, key: Any) -> Any:
         left = self._ask("ttl", key)
@@ -195,7 +203,7 @@ class StockPeer:
         if typeid not in self._server.registry:
             known = ", ".join(sorted(self._server.registry))
             raise ValueError(f"this manager has no {typeid!r}; a stock client can use {known}")
-        return self._server.registry[typeid][0](self._server.service.call, name)
+        return self._server.registry[typeid][0](self._server.service.call_unattached, name)
 
     def _ask(self, ident: str, method: str, args: list[Any], keywords: dict[Any, Any]) -> Any:
         found = self._object(ident)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from math import inf
 from sys import getsizeof
 from typing import Any, Final, Literal, TypeAlias
@@ -137,7 +138,6 @@ class Store:
         self.spaces: dict[str, Space] = {}
         self.entries = 0
         self.bytes = 0
-        self.versions = array("Q")
         self._deadlines = Deadlines()
         self._owned: dict[int, dict[tuple[str, Key], None]] = {}
         self._rubbish: list[tuple[str, dict[Key, Any]]] = []
@@ -175,6 +175,8 @@ class Store:
                 undo.append((name, None, self._replace(space, entry)))
                 versions = self.versions
                 continue
+            seed = space.seed
+            slot = crc32(key.encode() if type(key) is str else _key_bytes(key), seed) & MASK
             entries = space.entries
             old = entries.get(key, ABSENT)
             undo.append((name, key, old))
@@ -201,8 +203,7 @@ class Store:
             if growth:
                 space.bytes += growth
                 self.bytes += growth
-            seed = space.seed
-            versions[crc32(key.encode() if type(key) is str else _key_bytes(key), seed) & MASK] += 1
+            versions[slot] += 1
             versions[seed & MASK] += 1
         undo.reverse()
         return undo
@@ -253,13 +254,14 @@ class Store:
         else:
             self.versions = array("Q", [version + 1 for version in self.versions])
 
-    def owned(self, owner: int) -> list[Change]:
-        """Return the changes that delete what this owner has."""
-        return [
+    def owned(self, owner: int, limit: int) -> list[Change]:
+        """Return the changes that delete up to ``limit`` entries of this owner."""
+        deletions = (
             (name, key, ABSENT)
             for name, key in self._owned.get(owner, ())
             if type(found := self.get(name, key)) is Entry and found.owner == owner
-        ]
+        )
+        return list(islice(deletions, limit))
 
     def reorder(self, name: str, first: Iterable[Key]) -> None:
         """Let these keys of a space come before its others, in this order. No value changes."""
@@ -276,10 +278,6 @@ class Store:
     def _expired(self, name: str, key: Key, now: float) -> bool:
         entry = self.get(name, key)
         return type(entry) is Entry and entry.deadline <= now
-
-    def next_due(self) -> float | None:
-        """Return when ``due`` should be asked next, None for never."""
-        return self._deadlines.next()
 
     def discard(self, undone: Iterable[Iterable[Change]]) -> None:
         """Take the undo of changes that are now final: ``collect`` frees the whole spaces in it, slice by slice."""
@@ -364,9 +362,3 @@ class Deadlines:
             if not bucket:
                 self._buckets.pop(heapq.heappop(self._order), None)
         return found
-
-    def next(self) -> float | None:
-        """Return the earliest time at which ``due`` has something to give."""
-        while self._order and self._order[0] not in self._buckets:
-            heapq.heappop(self._order)
-        return self._order[0] + 1.0 if self._order else None

@@ -15,63 +15,65 @@ GRACE: Final = 60.0
 
 
 class Watch:
-    """The sessions whose end is awaited. ``register(fd, call)`` and ``unregister(fd)`` are the loop's."""
+    """The sessions whose end is awaited. ``register(fd, call)`` and ``unregister(fd)`` are the loop's.
+
+    ``ended`` is called with a session whose process has ended, also from within ``add``.
+    """
 
     def __init__(
         self,
         register: Callable[[int, Callable[[], object]], None],
         unregister: Callable[[int], None],
-        end: Callable[[Session], bool],
+        ended: Callable[[Session], None],
     ) -> None:
         self._register = register
         self._unregister = unregister
-        self._end = end  # returns False if it could not be done now
-        self._seen: dict[Session, int] = {}
+        self._ended = ended
+        # By process: one that connects again and again is many sessions and one descriptor.
+        self._seen: dict[tuple[int, int | None], tuple[int, set[Session]]] = {}
         self._unseen: dict[Session, float] = {}
-        self._overdue: set[Session] = set()
 
     def add(self, session: Session) -> None:
-        """Watch a session. One whose process has ended already ends now."""
-        if session in self._seen or session in self._unseen:
+        """Watch a session."""
+        process = (session.pid or 0, session.started)
+        if process in self._seen:
+            self._seen[process][1].add(session)
+            return
+        if session in self._unseen:
             return
         try:
-            descriptor = os.pidfd_open(session.pid or 0)
+            descriptor = os.pidfd_open(process[0])
         except ProcessLookupError:
-            self._over(session)
+            self._ended(session)
         except (AttributeError, OSError, ValueError):
             self._unseen[session] = time.monotonic()
         else:
-            if start_time(session.pid or 0) != session.started:  # its pid is another process's now
+            if start_time(process[0]) != session.started:  # its pid is another process's now
                 os.close(descriptor)
-                self._over(session)
+                self._ended(session)
                 return
-            self._seen[session] = descriptor
-            self._register(descriptor, lambda: self._over(session))
+            self._seen[process] = descriptor, {session}
+            self._register(descriptor, lambda: self._process_ended(process))
 
     def look(self, connected: set[Session]) -> None:
-        """End what has been without a connection for too long, and what could not be ended before."""
+        """End what cannot be seen and has been without a connection for too long."""
         now = time.monotonic()
         for session, seen in list(self._unseen.items()):
             if session in connected:
                 self._unseen[session] = now
             elif now - seen > GRACE:
-                self._over(session)
-        for session in list(self._overdue):
-            self._over(session)
+                del self._unseen[session]
+                self._ended(session)
 
-    def _over(self, session: Session) -> None:
-        descriptor = self._seen.pop(session, None)
-        if descriptor is not None:
-            self._unregister(descriptor)
-            os.close(descriptor)
-        self._unseen.pop(session, None)
-        if self._end(session):
-            self._overdue.discard(session)
-        else:
-            self._overdue.add(session)
+    def _process_ended(self, process: tuple[int, int | None]) -> None:
+        descriptor, sessions = self._seen.pop(process)
+        self._unregister(descriptor)
+        os.close(descriptor)
+        for session in sessions:
+            self._ended(session)
 
     def close(self) -> None:
         """Close all descriptors."""
-        for descriptor in self._seen.values():
+        for descriptor, _ in self._seen.values():
             os.close(descriptor)
         self._seen.clear()

@@ -20,16 +20,29 @@ import state_manager
 PACKAGE = Path(state_manager.__file__).parent
 
 BOTTOM = ["errors", "settings", "checks", "leaves", "classes", "codec", "wire", "serializer"]
-BOTTOM += ["users", "checked", "directory", "processes"]
-SERVER = ["store", "policies", "sessions", "commands", "service", "memory", "clock", "poller", "connection", "watch"]
-SERVER += ["stock", "journal", "durability", "server", "manager"]
-CLIENT = ["sidecar", "client", "proxies", "api", "__init__"]
-CLIENT += ["flask", "supervisor", "gunicorn", "cli_output", "cli_commands", "cli", "__main__"]
+BOTTOM += ["users", "checked", "directory", "processes", "archive"]
+SERVER = [
+    "store",
+    "policies",
+    "sessions",
+    "commands",
+    "view",
+    "service",
+    "memory",
+    "clock",
+    "poller",
+    "connection",
+    "watch",
+]
+SERVER += ["stock", "journal", "durability", "offline", "server", "manager"]
+CLIENT = ["sidecar", "client", "backups", "proxies", "api", "__init__"]
+CLIENT += ["flask", "supervisor", "gunicorn", "cli_output", "exports", "cli_commands", "cli_files", "cli", "__main__"]
 
-LAZILY = {("api", "memory"), ("cli_commands", "manager")}
+LAZILY = {("api", "memory"), ("cli_commands", "manager"), ("cli_files", "offline")}
 """Imports of the other half, each inside the one function that needs it."""
 
-PURE = {"errors", "checks", "leaves", "classes", "codec", "store", "policies", "commands", "sessions", "service"}
+PURE = {"errors", "checks", "leaves", "classes", "codec", "store", "policies", "commands", "sessions", "view"}
+PURE |= {"service"}
 IMPURE = {
     "asyncio",
     "multiprocessing",

@@ -28,6 +28,7 @@ NAMES = {
         "drop": "(name)",
         "stats": "()",
         "ping": "()",
+        "backup": "(path, *, progress=None)",
         "shutdown": "()",
         "close": "()",
     },

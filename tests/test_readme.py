@@ -7,7 +7,12 @@ A ``py`` block is a part of somebody's program: it must compile, and those that 
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +128,34 @@ def test_every_command_of_the_command_line_is_listed() -> None:
     listed = " ".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))
     for command in cli.COMMANDS:
         assert re.search(rf"\b{command.name}\b", listed), command.name
+
+
+def test_commands_can_be_typed() -> None:
+    lines = re.findall(
+        r"(?:^|&& |ExecStart=\S*/)(state-manager (?!run shop:app --workers).*?)(?:  +#.*)?$", TEXT, re.MULTILINE
+    )
+    assert len(lines) > 5
+    for line in lines:
+        cli.build_parser().parse_args(shlex.split(line)[1:])
+
+
+def test_the_container_runs_a_command() -> None:
+    (source,) = [block.values[0] for block in blocks("dockerfile")]
+    words = json.loads(re.findall(r"^CMD (.*)$", source, re.MULTILINE)[0])
+    assert words[0] == "state-manager"
+    args = cli.build_parser().parse_args(words[1:])
+    assert (args.module, args.bind) == ("shop:app", ["0.0.0.0:8000"])
+
+
+def test_the_unit_is_sound(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("needs the program systemd-analyze, which is not installed")
+    (source,) = [block.values[0] for block in blocks("ini")]
+    unit = tmp_path / "shop.service"
+    unit.write_text(source.lstrip().replace("/srv/shop/.venv/bin/state-manager", sys.executable))
+    checked = subprocess.run([program, "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_every_listed_error_exists() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import select
 import socket
@@ -27,6 +28,7 @@ from state_manager import server as server_module
 from state_manager import watch, wire
 from state_manager.client import Client, receive
 from state_manager.directory import SOCKET, StateDirectory
+from state_manager.errors import StateError, StoreFull
 from state_manager.manager import Manager
 from state_manager.settings import FRAME_LIMIT, PROTOCOL
 
@@ -340,6 +342,125 @@ def test_without_pidfd_a_session_ends_some_time_after_its_last_connection(
         wait_until(lambda: time.monotonic() > time_with_a_connection)
         assert b"u" * 16 in sessions
     wait_until(lambda: b"u" * 16 not in sessions)
+
+
+class FailingLog:
+    """Takes nothing while it fails."""
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def append(self, now: float, changes: Any, lanes: Any) -> None:
+        if self.fails:
+            raise StoreFull("no room")
+
+
+def test_a_session_whose_process_ended_before_its_hello_was_read_undoes_nobody_elses_write(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is a change of its own, after the tick: within it a refusal would take back what others were promised."""
+    log = FailingLog()
+    with served.lane(lane=0) as writer, served.raw() as late:
+        served.server.service.log = log
+
+        def gone(pid: int) -> int:
+            raise ProcessLookupError
+
+        monkeypatch.setattr(os, "pidfd_open", gone)
+        served.server._watch._seen.clear()
+        hold = threading.Event()
+        run = served.server._run
+
+        def run_together(runnable: Any) -> None:
+            hold.wait(10)
+            for connection in served.server.connections():
+                if connection not in runnable and served.server._cut(connection, connection.receive()):
+                    runnable.append(connection)
+            log.fails = True
+            run(runnable)
+
+        monkeypatch.setattr(served.server, "_one", lambda connection: False)
+        monkeypatch.setattr(served.server, "_run", run_together)
+        writer.sendall(wire.frame(msgpack.packb(["dict", "set", ["a", "x", 1], {}, 1])))
+        hello = [PROTOCOL, "test", b"l" * 16, 0]
+        late.sendall(wire.frame(msgpack.packb([None, "accept_connection", [hello], {}])))
+        hold.set()
+        reply = msgpack.unpackb(receive(writer))
+        assert (reply[0] == "#RETURN") == ("a" in served.server.service.store.spaces)
+        monkeypatch.setattr(served.server, "_run", run)
+        log.fails = False
+
+
+def test_many_sessions_of_one_process_take_one_descriptor(served: Served) -> None:
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for number in range(50):
+        served.lane(session=bytes([number]) * 16).close()
+    assert len(served.server.service.sessions) == 50
+    wait_until(lambda: served.server.connections() == [])
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_no_kind_of_request_leaves_a_cycle_behind(served: Served) -> None:
+    """The manager runs without the collector of cycles: what it does not free by itself is never freed."""
+    log = FailingLog()
+    served.server.service.log = log
+    with served.lane() as sock:
+        requests: list[list[Any]] = [
+            ["dict", "set", ["a", "x", "y" * 1_000]],
+            ["dict", "increment", ["a", "x"]],
+            ["dict", "get", ["a", True]],
+            ["dict", "scan", ["a"]],
+            ["dict", "scan", ["a", [1, 2]]],
+            ["nonsense", "x", []],
+            ["manager", "stats", []],
+        ]
+        gc.collect()
+        gc.disable()
+        try:
+            number = 0
+            for fails in (False, True):
+                log.fails = fails
+                for kind, name, args in requests * 3:
+                    number += 1
+                    ask(sock, kind, name, args, number)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+            log.fails = False
+
+
+def test_a_stock_client_owns_nothing(served: Served) -> None:
+    with state_manager.connect(served.path) as ours:
+        ours.dict("here", ephemeral=True)["ours"] = 1
+        manager: Any = Stock(str(served.path / SOCKET), served.key, serializer="msgpack")
+        manager.connect()
+        manager.dict("here").set("stock", 1)
+        assert [key for _, key in served.server.service.store._owned[1]] == ["ours"]
+
+
+def test_a_directory_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = os.path.join(os.fsencode(tmp_path), b"st\xff")
+    served = Served(Path(os.fsdecode(path)))
+    with served.lane() as sock:
+        assert "xff" in ask(sock, "manager", "stats", [])[1]["directory"]
+        assert ask(sock, "manager", "ping", [])[0] == "#RETURN"
+    served.stop()
+
+
+def test_epochs_that_cannot_be_reserved_do_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(tmp_path / "state")
+
+    def refuse(epoch: int) -> None:
+        raise StateError("no room")
+
+    monkeypatch.setattr(served.server, "_reserve_epoch", refuse)
+    served.server.service.store.last_epoch = served.server.service.store.epoch
+    with served.lane() as sock:
+        later = time.monotonic() + 1.2
+        wait_until(lambda: time.monotonic() > later)
+        assert ask(sock, "manager", "ping", [])[0] == "#RETURN"
+    served.stop()
 
 
 # -- stock clients -----------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from state_manager import service as service_module
+from state_manager import view as view_module
 from state_manager.commands import TABLE
-from state_manager.errors import BY_NAME
+from state_manager.errors import BY_NAME, StateError
 from state_manager.service import Service
 from state_manager.sessions import Lane
 from state_manager.store import Store
@@ -193,7 +193,7 @@ def test_no_request_ends_the_service_and_none_is_answered_with_success_that_was_
 
 
 def test_a_page_is_bounded_by_keys_and_by_bytes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "PAGE_BYTES", 10_000)
+    monkeypatch.setattr(view_module, "PAGE_BYTES", 10_000)
     service.call("dict", "set_many", ["a", [part for i in range(40) for part in (i, "x" * 1_000)]])
     sizes = []
     cursor = None
@@ -209,14 +209,29 @@ def test_a_page_is_bounded_by_keys_and_by_bytes(service: Service, monkeypatch: p
 def test_open_iterations_are_bounded_and_the_oldest_is_given_up(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "CURSOR_KEYS", 2_000)
+    monkeypatch.setattr(view_module, "CURSOR_KEYS", 2_000)
     service.call("dict", "set_many", ["a", [part for i in range(1_000) for part in (i, i)]])
     cursors = [service.call("dict", "scan", ["a"])[0] for _ in range(20)]
-    with pytest.raises(ValueError, match="given up"):
+    with pytest.raises(StateError, match="begin it again"):
         service.call("dict", "scan", ["a", cursors[0]])
     assert service.call("dict", "scan", ["a", cursors[-1]])[0] is None
-    with pytest.raises(ValueError, match="given up"):
+    assert service.call("dict", "scan", ["a", cursors[-1]])[0] is None, "a tick that is undone asks twice"
+    service.commit()
+    with pytest.raises(StateError, match="begin it again"):
         service.call("dict", "scan", ["a", cursors[-1]])
+
+
+def test_an_iteration_that_rests_for_too_long_is_given_up(service: Service) -> None:
+    service.call("dict", "set_many", ["a", [part for i in range(1_000) for part in (i, i)]])
+    cursor = service.call("dict", "scan", ["a"])[0]
+    service.begin(1_059.0)
+    service.tidy()
+    assert service.call("dict", "scan", ["a", cursor])[0] is None
+    service.undo()
+    service.begin(1_200.0)
+    service.tidy()
+    with pytest.raises(StateError, match="begin it again"):
+        service.call("dict", "scan", ["a", cursor])
 
 
 def test_an_iteration_belongs_to_its_session(service: Service, lane: Lane) -> None:

@@ -28,7 +28,7 @@ SEARCH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
 """A PYTHONPATH with which every interpreter finds the package under test."""
 
 STAND_IN = """
-import json, os, signal, sys
+import contextlib, json, os, signal, sys
 from state_manager import directory
 from state_manager.errors import StateError
 
@@ -69,7 +69,10 @@ if how == "loads":
 listener = state.bind()
 os.write(channel, f"ready {os.getpid()}\\n".encode())
 print("serving", file=sys.stderr, flush=True)
-signal.pause()
+listener.setblocking(True)
+while True:
+    with contextlib.suppress(OSError):
+        listener.accept()[0].send(b"a greeting")
 """
 
 
@@ -302,10 +305,10 @@ def test_a_manager_that_was_started_by_hand_and_is_still_loading_is_adopted(
         assert said
         find = sidecar._find
 
-        def look(state: StateDirectory) -> int | None:
+        def look(state: StateDirectory, **options: bool) -> int | None:
             if len(starts()) == 2:  # ours was refused
                 wait.close()
-            return find(state)
+            return find(state, **options)
 
         monkeypatch.setattr(sidecar, "_find", look)
         try:
@@ -438,6 +441,55 @@ def test_the_real_manager_detached(path: Path, trap: Path) -> None:
         os.kill(pid, signal.SIGTERM)
     until(lambda: not (path / "socket").exists())
     assert "serves" in (path / "manager.log").read_text()
+
+
+def test_the_real_manager_is_replaced(path: Path, trap: Path) -> None:
+    none, first = sidecar.replace(path)
+    assert none is None
+    try:
+        old, second = sidecar.replace(path, "--durability", "power")
+        assert (old, second) == (first, sidecar.find(path))
+        assert second != first
+        assert "durability power" in (path / "manager.log").read_text()
+    finally:
+        kill(sidecar.find(path) or first)
+
+
+def test_a_real_manager_that_cannot_load_is_no_success(path: Path, trap: Path) -> None:
+    """It listens while it reads its journal, and so may still be found after it has told its error."""
+    child = sidecar.start(path)
+    with state_manager.connect(path) as manager:
+        manager.dict("carts").update({"a": 1})
+    child.terminate()
+    child.wait(20)
+    journal = path / "journal.00000001"
+    data = bytearray(journal.read_bytes())
+    data[60] ^= 1
+    journal.write_bytes(data)
+    for begin in (sidecar.ensure, sidecar.replace):
+        for _ in range(5):
+            with pytest.raises(StateError, match="the journal is damaged"):
+                begin(path)
+    until(lambda: sidecar.find(path) is None)
+
+
+def test_whoever_is_faster_is_the_successor(path: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As run.py may be, which starts a manager again when it ends."""
+    first = sidecar.start(path)
+    winners = []
+
+    def lose(*_: object) -> int:
+        end(first)
+        winners.append(sidecar.start(path))
+        raise StateError("another manager serves it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sidecar, "_start_detached", lose)
+        assert sidecar.replace(path) == (first.pid, winners[0].pid)
+    monkeypatch.setenv("HOW", "refuses")
+    with pytest.raises(StateError, match="for two"):  # the old one still serves: that is no success
+        sidecar.replace(path)
+    end(winners[0])
 
 
 def test_the_real_manager_where_the_working_directory_is_gone(path: Path, trap: Path) -> None:

@@ -251,11 +251,13 @@ def test_an_ephemeral_entry_goes_with_its_writer_and_not_with_a_manager(
     service.commit()
     service.store.check()
     assert msgpack.unpackb(service.handle(lane, request("ttl", "here", "mine")) or b"")[1] == [None]
-    service.end(lane.session)
+    while not service.end(lane.session):
+        pass
     service.store.check()
     assert set(state(service)["here"]) == {"theirs", "n"}
     assert state(service)["kept"] == {"x": 1}
-    service.end(other.session)
+    while not service.end(other.session):
+        pass
     assert "here" not in service.store.spaces
 
 
@@ -271,3 +273,50 @@ def test_the_bound_of_all_memory() -> None:
     service.call("dict", "clear", ["cache"])
     service.call("dict", "set", ["plain", 1, "x" * 5_000])
     service.call("counter", "increment", ["c"])
+
+
+def test_a_page_that_is_undone_is_given_again(service: Service, log: FakeLog, lane: Lane) -> None:
+    pairs = [part for i in range(1_500) for part in (i, i)]
+    service.handle(lane, request("set_many", "a", pairs, number=1))
+    service.commit()
+    found: list[int] = []
+    cursor = None
+    while True:
+        log.fails = True
+        scan = request("scan", "a", cursor)
+        service.handle(lane, scan)
+        service.handle(lane, request("set", "b", "x", 1, number=2))
+        with pytest.raises(StoreFull):
+            service.commit()
+        service.undo()
+        log.fails = False
+        [_, [cursor, page]] = msgpack.unpackb(service.handle(lane, scan) or b"")
+        service.commit()
+        found += page
+        if cursor is None:
+            break
+    assert found == list(range(1_500))
+
+
+def test_many_ephemeral_entries_go_in_slices(service: Service, lane: Lane) -> None:
+    service.handle(lane, request("configure", "here", ["ephemeral", True], number=1))
+    service.handle(lane, request("set_many", "here", [part for i in range(12_000) for part in (i, i)], number=2))
+    service.commit()
+    rounds = 1
+    while not service.end(lane.session):
+        rounds += 1
+    assert rounds == 4
+    assert "here" not in service.store.spaces
+    service.store.check()
+
+
+def test_a_dict_that_is_no_longer_ephemeral_keeps_what_is_written(service: Service, lane: Lane) -> None:
+    service.handle(lane, request("configure", "here", ["ephemeral", True], number=1))
+    service.handle(lane, request("set", "here", "n", 1, number=2))
+    service.handle(lane, request("set", "here", "m", 1, number=3))
+    service.handle(lane, request("configure", "here", ["ephemeral", False], number=4))
+    service.handle(lane, request("increment", "here", "n", number=5))
+    service.commit()
+    while not service.end(lane.session):
+        pass
+    assert state(service)["here"] == {"n": 2}

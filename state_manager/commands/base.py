@@ -41,7 +41,7 @@ class View(Protocol):
     def last(self, space: str) -> Key | None:
         """Return the live key that was added last."""
 
-    def page(self, space: str, cursor: int | None) -> tuple[list[tuple[Key, Any]], int | None]:
+    def page(self, space: str, cursor: list[int] | None) -> tuple[list[tuple[Key, Any]], list[int] | None]:
         """Return the next live entries of an iteration and the cursor that continues it, None at its end."""
 
     def spaces(self) -> list[tuple[str, int, int]]:

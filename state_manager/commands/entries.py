@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..checks import SHORT, Key, check_int, check_key, check_name, check_stored, seconds
+from ..checks import INT_MAX, INT_MIN, SHORT, Key, check_int, check_key, check_name, check_stored, seconds
 from ..store import ABSENT, NEVER, Entry, Stored
 from .base import Done, View, check_readable, entry, row, shown_value, value_of, with_value
 
@@ -12,7 +12,7 @@ from .base import Done, View, check_readable, entry, row, shown_value, value_of,
 def get(view: View, now: float, space: str, key: Key) -> Done:
     """Return ``[version, value]``, or ``[version]`` when the key is absent."""
     check_readable(space)
-    if type(key) is not str or len(key) > SHORT:
+    if type(key) is not str or len(key) > SHORT or not key.isascii():
         check_key(key)
     found = view.get(space, key)
     if found is ABSENT:
@@ -30,7 +30,7 @@ def contains(view: View, now: float, space: str, key: Key) -> Done:
 def set_(view: View, now: float, space: str, key: Key, value: Stored, ttl: float | None = None) -> Done:
     """Store a value, whatever was there."""
     check_name(space)
-    if type(key) is not str or len(key) > SHORT:
+    if type(key) is not str or len(key) > SHORT or not key.isascii():
         check_key(key)
     check_stored(value)
     return None, ((space, key, value if ttl is None else entry(value, ttl, now)),)
@@ -97,22 +97,26 @@ def increment(
 ) -> Done:
     """Add to an integer and return the sum; an absent key counts as ``initial`` and only then takes the ttl."""
     check_name(space)
-    check_key(key)
+    if type(key) is not str or len(key) > SHORT or not key.isascii():
+        check_key(key)
     found = view.get(space, key)
     if found is ABSENT:
         total = check_int(check_int(initial, "initial") + check_int(by, "by"), "the sum")
         return total, ((space, key, entry(total, ttl, now)),)
-    entry(None, ttl, now)  # refused when it is bad, though a key that is there keeps the deadline it has
+    if ttl is not None:
+        seconds(ttl)  # refused when it is bad, though a key that is there keeps the deadline it has
     return add_to(found, by, space, key)
 
 
 def add_to(found: Any, by: int, space: str, key: Key) -> Done:
     """Return the sum of a live entry and ``by``, and the change that stores it."""
-    value = value_of(found)
+    value = found.value if type(found) is Entry else found
     if type(value) is not int:
         # An integer past 64 bits is stored encoded, so it is refused here as well.
         raise TypeError(f"{space}[{key!r}] is not a 64-bit integer, so it cannot be incremented")
-    total = check_int(value + check_int(by, "by"), f"the sum for {space}[{key!r}]")
+    total = value + check_int(by, "by")
+    if not INT_MIN <= total <= INT_MAX:
+        check_int(total, f"the sum for {space}[{key!r}]")
     return total, ((space, key, with_value(found, total)),)
 
 

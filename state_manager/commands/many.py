@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from ..checks import Key, check_key, check_name, check_stored
+from ..errors import TooLarge
 from ..store import ABSENT, Change, cost
 from .base import Done, View, check_readable, check_size, entry, row, shown_value
+
+MANY: Final = 100_000
+"""Entries that one command may write: they take the manager about a quarter of a second."""
 
 
 def get_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
@@ -29,6 +33,8 @@ def set_many(view: View, now: float, space: str, pairs: list[Any], ttl: float | 
     check_name(space)
     if len(_list(pairs)) % 2:
         raise ValueError("set_many takes as many values as keys")
+    if len(pairs) > 2 * MANY:
+        raise TooLarge(f"{len(pairs) // 2:,} entries at once are over the limit of {MANY:,}: everybody else would wait")
     changes: list[Change] = []
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         check_key(key)
@@ -59,7 +65,7 @@ def clear(view: View, now: float, space: str) -> Done:
     return count, ((space, None, ABSENT),) if count else ()
 
 
-def scan(view: View, now: float, space: str, cursor: int | None = None, values: bool = False) -> Done:
+def scan(view: View, now: float, space: str, cursor: list[int] | None = None, values: bool = False) -> Done:
     """Return ``[next cursor or None, [key, ...]]``, or with values ``[key, value, key, value, ...]``.
 
     A key that is there from the first page to the last is given exactly once.

@@ -25,6 +25,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ..checked import refusing
 from ..directory import StateDirectory
+from ..errors import StateError
 from ..store import Change
 from .failures import JournalFailed, JournalFull, JournalLost, JournalNotSynced
 from .files import FULL, DirectoryFiles, Files, unlink, write_all
@@ -69,7 +70,7 @@ class Journal:
         self._uncut = False  # whether something may lie behind _offset
         self._full = False
         self._compacting: Literal["", "slices", "complete"] = ""
-        self._from_reserve = False  # whether this compaction may use the reserve
+        self._from_reserve = False  # whether the last compaction was allowed the reserve
         self._live_bytes = 0
         self._mark = (-SLACK, 0)  # size and live bytes when the last compaction ended
         self._pins: dict[int, set[str]] = {}
@@ -115,22 +116,27 @@ class Journal:
 
     def _start(self, reading: Reading) -> None:
         files = self._files
-        self.number, self.last_now, self.report = reading.number, reading.now, reading.report
-        for name in (ASIDE, *reading.stale):
-            unlink(files, name)
+        self.last_now, self.report = reading.now, reading.report
+        self.number = self._settled = reading.number
         self._older = reading.segments
+        unlink(files, ASIDE)
         if reading.lost:
             live, self.number, self.report = salvage(files, reading)
-            self._older = [live]
+            self._settled, self._older = self.number, [live]
         if self._older:
             live = self._older.pop()
             self._use(live.number, files.open(live.name), files.open(live.name), live.size)
             if files.size(self._fd) > live.size:
                 files.truncate(self._fd, live.size)
             files.sync(self._fd)
+            files.sync_directory()
+            for name in reading.stale:  # only now: a kill may have come before the newest segment was on disk
+                unlink(files, name)
         else:
             self._create(1)
-        self._syncer.synced = self._settled = self.number
+        if self.failed is not None:
+            raise StateError(self.failed)
+        self._syncer.synced = self.number
         self._reserve.find()
         self._syncer.start()
 
@@ -180,9 +186,11 @@ class Journal:
                 write_all(self._files, self._fd, memoryview(frame)[written:], self._offset + written)
         except OSError as error:
             cut = self._cut_off() is None
-            refusal = self._refusal(error)
-            if not (cut and reserve and type(refusal) is JournalFull and self._reserve.release()):
-                raise refusal from error
+            if error.errno in FULL:
+                self._full = True
+            # No local name for the error to raise: it would hold its own frame, and nobody collects cycles here.
+            if not (cut and reserve and error.errno in FULL and self._reserve.release()):
+                raise self._refusal(error) from error
             self._add(kind, now, changes, lanes, reserve=True)
             return
         if self._power and kind == LIVE:
@@ -274,7 +282,8 @@ class Journal:
         self._live_bytes = live_bytes
         size, live = self._mark
         large = self.size > (live_bytes + RESERVE if self._full else 2 * live_bytes + SLACK)
-        if not large or (self.size < size + SLACK and live_bytes > live // 2):
+        changed = self.size >= size + SLACK or live_bytes <= live // 2 or (self._full and not self._from_reserve)
+        if not large or not changed:
             return False
         try:
             return live_bytes <= self._files.free() + (RESERVE if self._reserve.there else 0)

@@ -47,7 +47,7 @@ class SharedDict(MutableMapping[Key, Any]):
 
     def get(self, key: Key, default: Any = None) -> Any:
         """Return a copy of the value, or ``default`` when the key is absent."""
-        if type(key) is not str:
+        if type(key) is not str or not key.isascii():
             check_key(key)
         found = self._caller.call("dict", "get", (self._name, key), False)
         return decode(found[1]) if len(found) == 2 else default
@@ -64,7 +64,7 @@ class SharedDict(MutableMapping[Key, Any]):
 
     def set(self, key: Key, value: Any, ttl: TTL = None) -> None:
         """Store a value."""
-        if type(key) is not str:
+        if type(key) is not str or not key.isascii():
             check_key(key)
         args = (self._name, key, encode(value)) if ttl is None else (self._name, key, encode(value), seconds(ttl))
         self._caller.call("dict", "set", args, True)
@@ -118,8 +118,11 @@ class SharedDict(MutableMapping[Key, Any]):
 
         Raises TypeError when the value is not an int, OverflowError when the sum does not fit 64 bits.
         """
-        check_key(key)
-        return int(self._write("increment", key, by, initial, _ttl(ttl)))
+        if type(key) is not str or not key.isascii():
+            check_key(key)
+        args = (self._name, key, by) if ttl is None and initial == 0 else (self._name, key, by, initial, _ttl(ttl))
+        total: int = self._caller.call("dict", "increment", args, True)
+        return total
 
     def decrement(self, key: Key, by: int = 1, initial: int = 0, ttl: TTL = None) -> int:
         """Subtract ``by`` and return the difference; otherwise like ``increment``."""

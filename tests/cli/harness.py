@@ -21,9 +21,12 @@ EXAMPLES = {
     "ttl": ["d", "k"],
     "watch": ["d"],
 }
-"""Arguments for the commands that need some."""
+"""Arguments for the commands on a dict."""
 
-ASKING = [command.name for command in cli.COMMANDS if command.name not in ("serve", "run")]
+ARGUMENTS = EXAMPLES | {"backup": ["/nowhere/backup"], "import": ["/dev/null"]}
+"""Arguments for all commands that need some."""
+
+ASKING = [command.name for command in cli.COMMANDS if command.name not in ("serve", "run", "restart", "restore")]
 """The commands that ask a running manager."""
 
 

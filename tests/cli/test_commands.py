@@ -11,7 +11,7 @@ import pytest
 
 import state_manager
 from state_manager import cli
-from tests.cli.harness import ASKING, DEADLINE, EXAMPLES, Run
+from tests.cli.harness import ARGUMENTS, ASKING, DEADLINE, EXAMPLES, Run
 
 # Values and keys
 
@@ -158,7 +158,7 @@ def test_only_secret_show_shows_a_secret(run: Run, manager: state_manager.StateM
     secret = manager.secret("session")
     secret.rotate()
     keys = [secret.current, *secret.previous]
-    arguments = [*([name.split(), EXAMPLES.get(name, [])] for name in ASKING if name not in ("watch", "stop"))]
+    arguments = [*([name.split(), ARGUMENTS.get(name, [])] for name in ASKING if name not in ("watch", "stop"))]
     commands = [[*words, *rest] for words, rest in arguments if words != ["secret", "show"]]
     commands += [[name, ":secrets", *rest[1:]] for name, rest in EXAMPLES.items()]
     for command in commands:
@@ -199,7 +199,7 @@ def test_no_manager_is_exit_code_3_and_says_how_to_start_one(
 ) -> None:
     for directory in (tmp_path, tmp_path / "missing"):
         tmp_path.chmod(0o700)
-        assert cli.main([*name.split(), *EXAMPLES.get(name, []), "--dir", str(directory)]) == 3
+        assert cli.main([*name.split(), *ARGUMENTS.get(name, []), "--dir", str(directory)]) == 3
         out, err = capsys.readouterr()
         assert out == ""
         assert err.count("\n") == 1
