@@ -136,15 +136,14 @@ def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> 
     start = last = time.monotonic()
     lanes: dict[int, tuple[int, bytes]] = {}
     frames = 0
-    done = 0.0
 
     def progress(read: int, total: int) -> None:
-        nonlocal done
-        done = read / max(total, 1)
+        nonlocal last
+        if time.monotonic() - last > BREATH:
+            breathe(f"{read / max(total, 1):.0%}")
+            last = time.monotonic()
 
-    order: dict[
-        str, dict[Key, None]
-    ] = {}  # of the keys that a compaction wrote, among which others may have been written
+    order: dict[str, dict[Key, None]] = {}  # of the keys that a compaction wrote, among which others may be
     for frame in journal.replay(progress):
         service.store.discard([service.store.apply(frame.changes)])
         service.store.collect(10_000)
@@ -156,9 +155,6 @@ def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> 
             else:
                 lanes.pop(record[0], None)
         frames += 1
-        if time.monotonic() - last > BREATH:
-            breathe(f"{done:.0%}")
-            last = time.monotonic()
     for space, keys in order.items():
         service.store.reorder(space, keys)
     service.log = JournalLog(journal)

@@ -82,7 +82,7 @@ def serve(
             stack.callback(_unlink_socket, directory, lock)
             if durability != "none":
                 journal = Journal.open(directory, mode=durability, recover=recover)
-                stack.callback(journal.close)
+                stack.callback(_close, journal)
                 _load(server, journal, durability, ready_fd)
         except (StateError, OSError) as error:
             logger.error("%s", error)
@@ -99,6 +99,14 @@ def serve(
         server.serve_forever()
     logger.info("ended")
     return 0
+
+
+def _close(journal: Journal) -> None:
+    """Close the journal; what it could not sync is with the kernel, and is lost only if the machine goes as well."""
+    try:
+        journal.close()
+    except StateError as error:
+        logger.error("%s", error)
 
 
 def _load(server: StateServer, journal: Journal, durability: Durability, ready_fd: int | None) -> None:

@@ -85,22 +85,29 @@ Change: TypeAlias = tuple[str, Key | None, Any]
 
 ENTRY_COST: Final = 96
 """Bytes that a dict spends on one item beside key and value, on the average of its growth steps."""
+WIDE_COST: Final = 76
+"""What a text that is not ASCII takes beside its characters."""
 DEADLINE_COST: Final = getsizeof(Entry(None, 0.0)) + 24 + 160
 """What a deadline or an owner adds: the Entry, its float and where it is listed."""
 
 
 def cost(key: Key, entry: Any) -> int:
     """Return the bytes of memory that an entry takes, closely enough to add up to what the process grows by."""
+    size = ENTRY_COST + (getsizeof(key) if type(key) is not str or key.isascii() else _size(key))
     if type(entry) is Entry:
-        return ENTRY_COST + DEADLINE_COST + getsizeof(key) + _value_cost(entry.value)
-    if type(entry) is list:
-        return ENTRY_COST + getsizeof(key) + _value_cost(entry)
-    return ENTRY_COST + getsizeof(key) + getsizeof(entry)
+        return size + DEADLINE_COST + _size(entry.value)
+    if type(entry) is str or type(entry) is list:
+        return size + _size(entry)
+    return size + getsizeof(entry)
 
 
-def _value_cost(value: Stored) -> int:
+def _size(value: Stored) -> int:
+    """Return what a value takes. It must be the same when the value goes as it was when it came."""
+    if type(value) is str and not value.isascii():
+        # Python keeps the UTF-8 of a text beside it once it was asked for, so ``getsizeof`` grows: this is about both.
+        return WIDE_COST + 4 * len(value)
     if type(value) is list:
-        return getsizeof(value) + sum(map(_value_cost, value))
+        return getsizeof(value) + sum(map(_size, value))
     return getsizeof(value)
 
 

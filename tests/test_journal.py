@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
-import resource
-import stat
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from state_manager.directory import StateDirectory
 from state_manager.errors import OutcomeUnknown, StateError, StoreFull, Unavailable, to_wire
 from state_manager.journal import (
-    DirectoryFiles,
     Journal,
     JournalFailed,
     JournalFull,
@@ -27,11 +17,8 @@ from state_manager.journal import (
     NewerVersion,
     Reading,
     frames,
-    syncing,
 )
-from state_manager.journal.frames import SEGMENT_HEADER
 from state_manager.journal.log import Mode
-from state_manager.journal.reserve import RESERVE
 from state_manager.store import ABSENT, Change, Entry, Store
 from tests.journal_disk import Disk, after, entries, read, start, work
 
@@ -39,13 +26,6 @@ ONE, TWO = "journal.00000001", "journal.00000002"
 X: list[Change] = [("a", "x", 1)]
 Y: list[Change] = [("a", "y", Entry("two", 9.5))]
 DELETE: list[Change] = [("a", "x", ABSENT)]
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[StateDirectory]:
-    opened = StateDirectory.open(tmp_path / "state", create=True)
-    yield opened
-    opened.close()
 
 
 def counters(journal: Journal) -> tuple[int, int, float]:
@@ -444,232 +424,3 @@ def test_a_start_that_cannot_sync_is_refused(before: int) -> None:
         journal.close()
         disk.works()
         assert read(disk) == after(*[X] * before)
-
-
-# -- the reserve -------------------------------------------------------------------------------------------------------
-
-
-def full_disk() -> tuple[Disk, Journal]:
-    disk = Disk()
-    journal, _ = start(disk)
-    journal.append(1.0, [*X, ("a", "big", b"x" * 1000)])
-    assert len(disk.data("journal.reserve")) == RESERVE
-    disk.room = sum(map(len, disk.contents().values()))
-    return disk, journal
-
-
-def test_deletes_still_fit_on_a_full_disk_and_writes_do_when_there_is_room() -> None:
-    disk, journal = full_disk()
-    assert disk.room is not None
-    with pytest.raises(JournalFull, match="deletes still work"):
-        journal.append(2.0, Y)
-    assert "journal.reserve" in disk.names()
-    journal.append(2.0, DELETE, deletes_only=True)
-    assert "journal.reserve" not in disk.names()
-    with pytest.raises(JournalFull, match="deletes still work"):
-        journal.append(3.0, Y)  # what is left is for deletes
-    assert not journal.restore_reserve()
-    for _ in range(100):
-        journal.append(3.0, DELETE, deletes_only=True)
-    disk.room += RESERVE
-    assert not journal.restore_reserve(), "there is room for it, and for nothing else"
-    assert "journal.reserve" not in disk.names()
-    disk.room += RESERVE
-    assert journal.restore_reserve()
-    assert len(disk.data("journal.reserve")) == RESERVE
-    journal.append(4.0, Y)
-    assert read(disk) == after([*X, ("a", "big", b"x" * 1000)], DELETE, Y)
-
-
-def test_when_the_reserve_is_used_up_too_deletes_are_refused() -> None:
-    disk, journal = full_disk()
-    assert disk.room is not None
-    disk.room -= RESERVE
-    before = disk.data(ONE)
-    with pytest.raises(JournalFull):
-        journal.append(2.0, DELETE, deletes_only=True)
-    assert disk.data(ONE) == before
-
-
-def test_a_disk_that_was_full_when_the_manager_ended_is_so_at_the_start() -> None:
-    disk, journal = full_disk()
-    journal.append(2.0, DELETE, deletes_only=True)
-    room = disk.room
-    disk = disk.kill()
-    disk.room = room
-    journal, _ = start(disk)
-    with pytest.raises(JournalFull):
-        journal.append(3.0, Y)
-    journal.append(3.0, DELETE, deletes_only=True)
-
-
-@pytest.mark.parametrize("left", [0, 5, RESERVE - 1])
-def test_half_a_reserve_is_made_anew(left: int) -> None:
-    disk = Disk()
-    disk.replace("journal.reserve", bytes(left))
-    start(disk)
-    assert len(disk.data("journal.reserve")) == RESERVE
-
-
-def test_a_reserve_that_cannot_be_made_leaves_nothing_behind() -> None:
-    disk = Disk()
-    disk.fail("write journal.reserve", errno.ENOSPC)
-    journal, _ = start(disk)
-    assert disk.names() == [ONE]
-    with pytest.raises(JournalFull):
-        journal.append(1.0, X)
-    disk.works()
-    assert journal.restore_reserve()
-    journal.append(1.0, X)
-
-
-def test_restoring_the_reserve_costs_nothing_while_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk()
-    journal, _ = start(disk)
-    monkeypatch.setattr(disk, "free", None)
-    assert journal.restore_reserve()
-
-
-# -- real files --------------------------------------------------------------------------------------------------------
-
-
-def real(directory: StateDirectory, mode: Mode = "process") -> tuple[Journal, list[Any]]:
-    journal = Journal.open(directory, mode=mode)
-    return journal, [frame.changes for frame in journal.replay()]
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come in time"
-        time.sleep(0.005)
-
-
-def test_real_files_are_closed_to_others_and_come_back(directory: StateDirectory) -> None:
-    before = os.umask(0)
-    try:
-        journal, _ = real(directory)
-    finally:
-        os.umask(before)
-    journal.append(1.0, X)
-    for name in (ONE, "journal.reserve"):
-        assert stat.S_IMODE((directory.path / name).stat().st_mode) == 0o600
-    assert (directory.path / "journal.reserve").stat().st_blocks * 512 >= RESERVE
-    journal.close()
-    journal, found = real(directory, "power")
-    assert found == [X, []]
-    journal.append(2.0, Y)
-    journal.begin_compaction()
-    journal.append_slice(3.0, [*X, *Y])
-    journal.complete(3.0)
-    wait_for(journal.completed)
-    journal.close()
-    assert not (directory.path / ONE).exists()
-    journal, found = real(directory)
-    assert found == [[*X, *Y], [], []]
-    journal.close()
-
-
-def test_the_second_thread_syncs_and_ends(directory: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syncing, "INTERVAL", 0.001)
-    journal, _ = real(directory)
-    journal.append(1.0, X)
-    wait_for(lambda: journal._syncer.synced == 1)
-    journal.append(2.0, Y)
-    assert [frame.synced for frame in Reading(journal._files)] == [0, 1]
-    assert any(thread.name == "journal" for thread in threading.enumerate())
-    journal.close()
-    assert not any(thread.name == "journal" for thread in threading.enumerate())
-
-
-def test_each_thread_syncs_by_a_descriptor_of_its_own() -> None:
-    """The kernel tells each of them once that writing back failed."""
-    disk = Disk()
-    journal, _ = start(disk)
-    assert journal._fd != journal._sync_fd
-    journal.begin_compaction()
-    assert journal._fd != journal._sync_fd
-    assert disk.open_files[journal._fd] is disk.open_files[journal._sync_fd]
-    journal, _ = start(disk)
-    assert journal._fd != journal._sync_fd
-
-
-def test_both_threads_at_work(directory: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syncing, "INTERVAL", 0.0001)
-    journal, _ = real(directory)
-    store = Store()
-    compactions = 0
-    end = time.monotonic() + 1.0
-    for number in itertools.count():
-        changes: list[Change] = [("a", number % 20, number), ("b", number % 3, ABSENT if number % 2 else number)]
-        journal.append(1.0, changes)
-        store.apply(changes)
-        compactions += journal.completed()
-        if not journal._compacting:
-            if time.monotonic() > end:
-                break
-            journal.begin_compaction()
-            for space in list(store.spaces.values()):
-                journal.append_slice(1.0, [(space.name, key, value) for key, value in space.entries.items()])
-            journal.complete(1.0)
-    assert compactions > 3
-    assert journal.failed is None
-    journal.close()
-    found = Store()
-    for changes in real_changes(directory):
-        found.apply(changes)
-    assert entries(found) == entries(store)
-    assert len([name for name in os.listdir(directory.path) if name.startswith("journal.0")]) == 1
-
-
-def real_changes(directory: StateDirectory) -> list[list[Change]]:
-    return [frame.changes for frame in Reading(DirectoryFiles(directory.fd, directory.path))]
-
-
-def test_a_file_that_must_be_new_is_never_an_old_one(directory: StateDirectory) -> None:
-    files = DirectoryFiles(directory.fd, directory.path)
-    files.close(files.open("journal.new", create=True))
-    with pytest.raises(FileExistsError):
-        files.open("journal.new", create=True)
-    with pytest.raises(FileNotFoundError):
-        files.open("journal.old")
-
-
-def test_links_and_open_files_are_refused(directory: StateDirectory) -> None:
-    real(directory)[0].close()
-    segment = directory.path / ONE
-    segment.chmod(0o644)
-    with pytest.raises(StateError, match="chmod 600"):
-        real(directory)
-    segment.chmod(0o600)
-    segment.rename(directory.path / "elsewhere")
-    segment.symlink_to("elsewhere")
-    with pytest.raises(StateError, match="symbolic link"):
-        real(directory)
-
-
-def test_the_systems_own_limit_is_a_full_disk(directory: StateDirectory) -> None:
-    """A real short write, and a real refusal."""
-    journal, _ = real(directory)
-    journal.append(1.0, X)
-    size = (directory.path / ONE).stat().st_size
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
-    try:
-        with pytest.raises(JournalFull, match=os.strerror(errno.EFBIG)):
-            journal.append(2.0, Y)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (directory.path / ONE).stat().st_size == size
-    journal.append(3.0, Y)
-    journal.close()
-    journal, found = real(directory)
-    assert found == [X, Y, []]
-    journal.close()
-
-
-def test_a_journal_that_was_never_written_is_one_header(directory: StateDirectory) -> None:
-    journal, found = real(directory)
-    journal.close()
-    assert found == []
-    assert (directory.path / ONE).stat().st_size == SEGMENT_HEADER

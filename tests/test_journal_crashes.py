@@ -218,6 +218,7 @@ def test_a_second_crash_during_the_start_after_the_first_loses_nothing(mode: Mod
             else:
                 assert again.state == first
                 assert all(found(disk.lose_power(chance)) == first for _ in range(3)), "a start syncs what it found"
+                disk.works()
                 again.tick([("z", 1, 1)], [])
                 again.syncer.work()
                 assert all(found(disk.lose_power(chance)) == again.state for _ in range(3)), "and where it is"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -276,6 +277,17 @@ def test_keys_that_share_a_slot_share_a_version(monkeypatch: pytest.MonkeyPatch)
     before = store.version("a", "x")
     store.apply([("b", "y", 1)])
     assert store.version("a", "x") > before
+
+
+def test_a_text_costs_the_same_when_it_goes_as_when_it_came() -> None:
+    """Python keeps the UTF-8 of a text once somebody has asked for it, and the text is larger from then on."""
+    store = Store(1)
+    key, value = "k\xe4" * 10, "\u4e2d" * 50
+    store.apply([("a", key, value), ("a", "list", [value]), ("a", "entry", Entry(value, 5.0))])
+    msgpack.packb([key, value])
+    store.check()
+    store.apply([("a", key, 1), ("a", "list", ABSENT), ("a", "entry", ABSENT), ("a", key, ABSENT)])
+    assert store.bytes == 0
 
 
 def test_check_finds_cooked_books() -> None:
