@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +43,9 @@ def _check_replaceable(target: Path) -> None:
         descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, "this is a directory; name a file in it", str(target))
     with os.fdopen(descriptor, "rb") as file:
         if file.read(len(archive.BEGINNING)) != archive.BEGINNING:
             raise FileExistsError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,8 @@ def output(name: str) -> Iterator[IO[str]]:
     if name == STANDARD:
         yield sys.stdout
         return
+    if os.path.lexists(name):
+        raise FileExistsError(errno.EEXIST, "this file exists; choose another name, or '-' for standard output", name)
     with (
         whole_file(Path(os.path.abspath(name))) as file,
         open(file.fileno(), "w", encoding="utf-8", closefd=False) as lines,

@@ -27,6 +27,8 @@ from .settings import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, START_VARIABLE, Dire
 __all__: list[str] = []
 
 _set_up = Arbiter.setup
+_announcement: list[str] = []
+"""What gunicorn's log will say, once there is one."""
 
 
 def _set_up_with_manager(arbiter: Any, app: Any) -> None:
@@ -38,6 +40,8 @@ def _set_up_with_manager(arbiter: Any, app: Any) -> None:
                 raise RuntimeError(error) from error  # gunicorn shows it and ends
             arbiter.log.error("%s", error)  # a reload goes on: the workers may still reach the manager
     _set_up(arbiter, app)
+    if _announcement:
+        arbiter.log.info("%s", _announcement.pop())
 
 
 def _bring_manager(cfg: Any) -> None:
@@ -53,7 +57,8 @@ def _bring_manager(cfg: Any) -> None:
         exported.append(f"{START_VARIABLE}=1")
     cfg.set("raw_env", [*cfg.settings["raw_env"].get(), *exported])
     users.make_directory_for(cfg.uid, cfg.gid, directory)
-    users.run_as(cfg.uid, cfg.gid, lambda: sidecar.ensure(directory))
+    pid = users.run_as(cfg.uid, cfg.gid, lambda: sidecar.ensure(directory))
+    _announcement[:] = [f"State manager: pid {pid}, directory {directory}; it goes on when gunicorn ends"]
 
 
 Arbiter.setup = _set_up_with_manager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..checks import check_name
+from ..checks import check_int, check_name
 from ..client import Caller
 
 
@@ -27,6 +27,7 @@ class Counter:
 
     def increment(self, by: int = 1) -> int:
         """Add ``by`` and return the sum. Raises OverflowError when it does not fit 64 bits."""
+        check_int(by, "by")
         return int(self._caller.call("counter", "increment", (self._name, by), True))
 
     def decrement(self, by: int = 1) -> int:

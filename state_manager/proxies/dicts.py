@@ -6,7 +6,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Mu
 from datetime import timedelta
 from typing import Any
 
-from ..checks import Key, check_key, check_name, seconds
+from ..checks import Key, check_int, check_key, check_name, seconds
 from ..client import Caller
 from ..codec import decode, encode
 from .options import UNSET, Configuring
@@ -120,6 +120,7 @@ class SharedDict(MutableMapping[Key, Any]):
         """
         if type(key) is not str or not key.isascii():
             check_key(key)
+        check_int(by, "by")
         args = (self._name, key, by) if ttl is None and initial == 0 else (self._name, key, by, initial, _ttl(ttl))
         total: int = self._caller.call("dict", "increment", args, True)
         return total

@@ -40,6 +40,8 @@ LAST_TRY = 8
 """So many times in a row gunicorn may fail to load an app that it has served before."""
 LOOK_SECONDS = 1.0
 """How often to look at a process that cannot be watched."""
+SUCCESSOR_SECONDS = 0.25
+"""How long a manager that ended in order may take to be followed by one that was waiting for it."""
 MANAGER_SECONDS = 10.0
 """How long the manager may take to end in order."""
 SPARE_SECONDS = 5.0
@@ -171,6 +173,8 @@ class Supervisor:
             return
         log.warning("the manager (pid %d) %s; starting it again", manager.pid, children.ending(code))
         delay = self._manager_backoff.delay(time.monotonic() - manager.since)
+        if code == 0:  # somebody asked it to end: perhaps another one that takes its place
+            delay = max(delay, SUCCESSOR_SECONDS)
         self._loop.after(delay, lambda: self._start_manager_again(manager.ours))
 
     def _start_manager_again(self, ours: bool) -> None:
