@@ -119,12 +119,20 @@ sys.stdin.read()
 """
 
 
-def test_an_ephemeral_entry_lives_as_long_as_its_writer(process: Manager, manager: StateManager) -> None:
+@pytest.fixture
+def child(process: Manager) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has written two ephemeral entries, and rests."""
     program = CHILD.format(path=str(process.path))
-    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"ready\n"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        yield child
+        child.kill()
+
+
+def test_an_ephemeral_entry_lives_as_long_as_its_writer(
+    process: Manager, manager: StateManager, child: subprocess.Popen[bytes]
+) -> None:
     here = manager.dict("here", ephemeral=True)
     here["parent"] = 2
     process.kill()
@@ -135,21 +143,14 @@ def test_an_ephemeral_entry_lives_as_long_as_its_writer(process: Manager, manage
     child.kill()
     child.wait()
     wait_until(lambda: here == {"parent": 2}, 2)
-    child.stdin.close()
-    child.stdout.close()
 
 
-def test_a_writer_that_died_while_no_manager_ran_is_noticed(process: Manager, manager: StateManager) -> None:
-    program = CHILD.format(path=str(process.path))
-    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"ready\n"
+def test_a_writer_that_died_while_no_manager_ran_is_noticed(
+    process: Manager, manager: StateManager, child: subprocess.Popen[bytes]
+) -> None:
     process.kill()
     child.kill()
     child.wait()
-    child.stdin.close()
-    child.stdout.close()
     process.again()
     assert manager.dict("here") == {}
     assert manager.stats()["sessions"] == 1

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing import AuthenticationError
 from multiprocessing.managers import BaseManager
@@ -356,39 +357,42 @@ class FailingLog:
 
 
 def test_a_session_whose_process_ended_before_its_hello_was_read_undoes_nobody_elses_write(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end is a change of its own, after the tick: within it a refusal would take back what others were promised."""
+    directory = StateDirectory.open(tmp_path / "state", create=True)
+    lock = directory.lock()
+    server = Manager(directory, lock).get_server()  # not running: this test makes the one tick
+    lane, _ = server.service.attach(b"w" * 16, 0, os.getpid(), None)
+    server.service.commit()
+    pairs = [socket.socketpair() for _ in range(2)]
+    hello: list[Any] = [None, "accept_connection", [[PROTOCOL, "test", b"l" * 16, 0]], {}]
+    requests = [["dict", "set", ["a", "x", 1], {}, 1], hello]
+    connections = deque(
+        connection_module.Connection(pair[0], server._poller, handler)
+        for pair, handler in zip(pairs, (server._request, server._hello), strict=True)
+    )
+    connections[0].lane = lane
+    for connection, message in zip(connections, requests, strict=True):
+        server._register(connection.fd, connection)
+        connection.pending.append(msgpack.packb(message))
+
+    def ended(pid: int) -> int:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "pidfd_open", ended, raising=False)
     log = FailingLog()
-    with served.lane(lane=0) as writer, served.raw() as late:
-        served.server.service.log = log
-
-        def gone(pid: int) -> int:
-            raise ProcessLookupError
-
-        monkeypatch.setattr(os, "pidfd_open", gone)
-        served.server._watch._seen.clear()
-        hold = threading.Event()
-        run = served.server._run
-
-        def run_together(runnable: Any) -> None:
-            hold.wait(10)
-            for connection in served.server.connections():
-                if connection not in runnable and served.server._cut(connection, connection.receive()):
-                    runnable.append(connection)
-            log.fails = True
-            run(runnable)
-
-        monkeypatch.setattr(served.server, "_one", lambda connection: False)
-        monkeypatch.setattr(served.server, "_run", run_together)
-        writer.sendall(wire.frame(msgpack.packb(["dict", "set", ["a", "x", 1], {}, 1])))
-        hello = [PROTOCOL, "test", b"l" * 16, 0]
-        late.sendall(wire.frame(msgpack.packb([None, "accept_connection", [hello], {}])))
-        hold.set()
-        reply = msgpack.unpackb(receive(writer))
-        assert (reply[0] == "#RETURN") == ("a" in served.server.service.store.spaces)
-        monkeypatch.setattr(served.server, "_run", run)
-        log.fails = False
+    log.fails = True
+    server.service.log = log
+    server._run(connections)
+    reply = msgpack.unpackb(receive(pairs[0][1]))
+    assert reply == ["#ERROR", ["StoreFull", "no room"], 1]
+    assert "a" not in server.service.store.spaces
+    server._close_all()
+    for pair in pairs:
+        pair[1].close()
+    os.close(lock)
+    directory.close()
 
 
 def test_many_sessions_of_one_process_take_one_descriptor(served: Served) -> None:

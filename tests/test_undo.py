@@ -290,7 +290,9 @@ def test_a_page_that_is_undone_is_given_again(service: Service, log: FakeLog, la
             service.commit()
         service.undo()
         log.fails = False
-        [_, [cursor, page]] = msgpack.unpackb(service.handle(lane, scan) or b"")
+        [kind, answer] = msgpack.unpackb(service.handle(lane, scan) or b"")
+        assert kind == "#RETURN", answer
+        cursor, page = answer
         service.commit()
         found += page
         if cursor is None:
