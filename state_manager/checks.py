@@ -15,6 +15,11 @@ from .settings import KEY_LIMIT, VALUE_LIMIT
 
 Key: TypeAlias = str | int | bytes
 
+COUNTERS: Final = ":counters"
+SECRETS: Final = ":secrets"
+OPTIONS: Final = ":options"
+"""Spaces of the manager's own that clients know of."""
+
 SHORT: Final = KEY_LIMIT // 4
 """Characters that a str may have to be within the limit however they are encoded."""
 INT_MIN: Final = -(2**63)

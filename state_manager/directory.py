@@ -36,9 +36,10 @@ from state_manager.checked import (
     write_new_file,
 )
 from state_manager.errors import AuthenticationFailed, StateError, Unavailable
+from state_manager.versions import FILE, readable_epoch
 
 SOCKET, KEY, LOCK, EPOCH, LOG, IGNORE = "socket", "key", "lock", "epoch", "manager.log", ".gitignore"
-FILES = (SOCKET, KEY, LOCK, EPOCH, LOG, IGNORE)
+FILES = (SOCKET, KEY, LOCK, EPOCH, LOG, IGNORE, FILE)
 """Everything this package puts into the directory."""
 
 BACKLOG = 1024
@@ -140,7 +141,7 @@ class StateDirectory:
 
     def next_epoch(self) -> int:
         """Return an epoch above every earlier one, max(last + 1, unix seconds); it is on disk before this returns."""
-        epoch = max(self._last_epoch() + 1, int(time.time()))
+        epoch = readable_epoch(max(self._last_epoch() + 1, int(time.time())))
         self._write_epoch(epoch)
         return epoch
 

@@ -21,7 +21,11 @@ ADDRESS_VARIABLE = "STATE_MANAGER_ADDRESS"
 DIRECTORY_VARIABLE = "STATE_MANAGER_DIR"
 START_VARIABLE = "STATE_MANAGER_START"
 DURABILITY_VARIABLE = "STATE_MANAGER_DURABILITY"
+SPIN_VARIABLE = "STATE_MANAGER_SPIN"
 DEFAULT_DIRECTORY = ".state"
+DEFAULT_SPIN = 50
+"""Microseconds that a manager looks for the next request before it sleeps: waking an idle CPU takes longer than all
+else in a round trip."""
 DEFAULT_TIMEOUT = 5.0
 """Seconds for one operation, retries included."""
 
@@ -30,6 +34,8 @@ Durability = Literal["process", "power", "none"]
 
 MEMORY_SCHEME = "memory://"
 
+SLOTS = 65_536
+"""Versions that a manager keeps and shows. Two keys that share one cost a needless fetch, never a stale read."""
 KEY_LIMIT = 1024
 """Bytes of one key or name."""
 VALUE_LIMIT = 64 * 2**20
@@ -104,6 +110,19 @@ def durability(environ: Mapping[str, str] | None = None) -> Durability:
             found: Durability = known
             return found
     raise ValueError(f"{DURABILITY_VARIABLE} is {', '.join(get_args(Durability))} or not set, not {given!r}")
+
+
+def spin(environ: Mapping[str, str] | None = None) -> float:
+    """Return ``$STATE_MANAGER_SPIN`` (microseconds) in seconds; without it, the default where there is another CPU for
+    the client to run on, else 0. Raises ValueError.
+    """
+    given = variable(SPIN_VARIABLE, environ)
+    if given is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return DEFAULT_SPIN / 1e6 if cpus > 1 else 0.0
+    if not given.isdecimal() or int(given) > 1_000_000:
+        raise ValueError(f"{SPIN_VARIABLE} is a number of microseconds up to a million, not {given!r}")
+    return int(given) / 1e6
 
 
 def variable(name: str, environ: Mapping[str, str] | None = None) -> str | None:
