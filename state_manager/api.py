@@ -13,6 +13,7 @@ from .backups import back_up
 from .checks import Key, check_key, seconds, shown
 from .client import Caller, Client
 from .errors import StateError
+from .nearcache import NearCache
 from .proxies.counters import Counter
 from .proxies.dicts import SharedDict, open_dict
 from .proxies.options import UNSET
@@ -155,7 +156,8 @@ def connect(
     ``address``: a directory; ``"memory://"`` for a new, empty store in this process; ``"memory://NAME"`` for one that
     this process shares; None for ``$STATE_MANAGER_ADDRESS``, else ``$STATE_MANAGER_DIR``, else ``./.state``.
     ``timeout``: seconds for one operation, retries included. ``start``: start a manager for the directory if none runs.
-    ``near_cache``: whether reads may be answered from this process's own copies; this version keeps none.
+    ``near_cache``: whether reads may be answered from this process's own copies, which are never out of date: turn it
+    off to measure, or to save up to 32 MiB of memory in each process.
     """
     if type(timeout) not in (int, float) or not 0 < timeout < 1e6:
         raise ValueError(f"a timeout is a number of seconds above zero, not {shown(timeout)}")
@@ -164,4 +166,5 @@ def connect(
         from .memory import open_memory  # only here: a worker with a manager never loads the server's half
 
         return StateManager(where, open_memory(where))
-    return StateManager(where, Client(where.path, timeout=float(timeout), start=start))
+    near = NearCache() if near_cache else None
+    return StateManager(where, Client(where.path, timeout=float(timeout), start=start, near=near))

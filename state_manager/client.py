@@ -11,7 +11,10 @@ Rules
   ``OutcomeUnknown``.
 - One deadline covers an operation with all of its retries. Once it has passed, a call waits for a moment only, until
   the manager answers again: else each request of a web worker would hang for the whole of it.
-- A child forked from this process closes its copies of the lanes, without a word to the manager, and is a new session.
+- A child forked from this process closes its copies of the lanes, without a word to the manager, is a new session, and
+  keeps none of the copies of what the parent has read.
+- Copies are kept under the page of the manager that answered, and only of what it answered just now: a reply that was
+  stored for a retry is of another moment.
 - ``socket.socket``, ``time.sleep`` are looked up when they are used: gevent may replace them after this was imported.
 """
 
@@ -33,7 +36,9 @@ from typing import Any, Final, Protocol
 from . import sidecar
 from .directory import SOCKET, StateDirectory
 from .errors import OutcomeUnknown, TooLarge, Unavailable, from_wire
+from .nearcache import Copies, NearCache
 from .settings import FRAME_LIMIT, PROTOCOL, VERSION
+from .versions import Page
 from .wire import HEADER, LENGTH, LOADING, RETURN, check_server, check_welcome, client_handshake, frame, packer, unpack
 
 RECV: Final = 65_536
@@ -43,6 +48,8 @@ LAST_TRY_SECONDS: Final = 0.05
 """What the last try before a deadline has at the least, or it would be none."""
 LOAD_SECONDS: Final = 60.0
 """How much longer than its deadline a call waits for a manager that says that it is reading its journal."""
+LOOK_SECONDS: Final = 1.0
+"""How often a process that reads looks whether the page that it maps is still the manager's."""
 BACKOFF: Final = (0.002, 0.1)
 """Seconds to wait after the first failed try and at most; each try doubles it."""
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
@@ -56,6 +63,18 @@ class Caller(Protocol):
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
         """Run a command and return its result. ``numbered``: it writes, so a retry must count once."""
 
+    def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
+        """Do the same and return the whole reply, with the page under which copies of what it says may be kept."""
+
+    def copies(self, space: str) -> Copies | None:
+        """Return this process's copies of a space, None if it keeps none."""
+
+    def lasting_copies(self, space: str) -> Copies | None:
+        """Return them if they are the same for as long as this caller is used, else None."""
+
+    def look(self) -> None:
+        """See to it that copies are not used for ever that nobody can mark as out of date any more."""
+
     def close(self) -> None: ...
 
 
@@ -66,7 +85,7 @@ class StillLoading(Unavailable):
 class Lane:
     """One connection, or the place of one: ``sock`` is None until it is attached, and after it broke."""
 
-    __slots__ = ("id", "large", "number", "pack", "session", "sock", "unsure")
+    __slots__ = ("boot", "id", "large", "number", "pack", "page", "session", "sock", "unsure")
 
     def __init__(self, session: bytes, id_: int) -> None:
         self.session = session
@@ -76,6 +95,8 @@ class Lane:
         self.sock: socket.socket | None = None
         self.unsure = False
         self.large = False  # whether the last reply was
+        self.boot = b""  # which manager is at the other end, and where its page is
+        self.page: str | None = None
 
     def ask(self, request: bytes) -> Any:
         """Send a request and return the reply. After an exception the lane is closed, and ``unsure`` tells whether the
@@ -119,19 +140,22 @@ class Lane:
 class Client:
     """The lanes of this process to the manager of one directory. Safe across threads, greenlets and forks."""
 
-    def __init__(self, path: Path, *, timeout: float, start: bool) -> None:
+    def __init__(self, path: Path, *, timeout: float, start: bool, near: NearCache | None = None) -> None:
         self.path = path
+        self._near = near
+        self._next_look = 0.0
         self.timeout = timeout
         self._start = start
         self._directory: StateDirectory | None = None
         self._was_up = False
         self._down = False
+        self._unseen = b""
         self._begin_session()
         _clients.add(self)
 
     def __repr__(self) -> str:
         state = "down" if self._down else f"{len(self._lanes)} lanes, {len(self._idle)} idle"
-        return f"<Client of {self.path}: {state}>"
+        return f"<Client of {self.path}: {state}, {self._near or 'no near cache'}>"
 
     def __del__(self) -> None:
         if self._directory is not None:
@@ -145,7 +169,12 @@ class Client:
         self._lock = threading.Lock()  # for opening the directory
 
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
-        """Run a command in the manager and return its result.
+        """Run a command in the manager and return its result; raise what ``exchange`` raises."""
+        reply, _ = self.exchange(kind, name, args, numbered)
+        return reply[1]
+
+    def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
+        """Run a command in the manager; return its reply and the page under which what it says may be kept.
 
         Raises what the command raises; Unavailable when the manager was not reached within ``timeout`` seconds;
         OutcomeUnknown when it was and did not answer.
@@ -164,31 +193,75 @@ class Client:
                 request = lane.pack((kind, name, args, _NO_KEYWORDS))
             if len(request) > FRAME_LIMIT:
                 raise TooLarge(f"a message of {len(request):,} bytes is over the limit of {FRAME_LIMIT:,}")
+            again = numbered  # what was stored for a retry says nothing about now
             if lane.sock is None:
                 lane.unsure = False
                 reply = self._ask_again(lane, request, numbered, began)
             else:
                 try:
                     reply = lane.ask(request)
+                    again = False
                 except (TimeoutError, BlockingIOError):
                     self._give_up()
                     raise self._too_late(numbered and lane.unsure, began) from None
                 except OSError:
                     reply = self._ask_again(lane, request, numbered, began)
-            if numbered and reply[2:] != [lane.number]:
+            if numbered and reply[2] != lane.number:
                 lane.close()
                 raise OutcomeUnknown(f"the manager of {self.path} answered another request than this one: {reply[2:]}")
             if lane.large:
                 self._acknowledge(lane, numbered)
+            near = self._near
+            if near is None or again:
+                page = None
+            else:
+                page = near.page
+                if page is None or page.boot != lane.boot or began >= self._next_look:
+                    page = self._look(near, lane)
         finally:
             idle.append(lane)
         if reply[0] == RETURN:
-            return reply[1]
+            return reply, page
         raise from_wire(*reply[1])
 
     def close(self) -> None:
         """Close this process's connections. Using the client again opens new ones."""
         self._close_idle()
+
+    # -- the near cache --------------------------------------------------------------------------------------------
+
+    def copies(self, space: str) -> Copies | None:
+        return None if self._near is None else self._near.copies(space)
+
+    lasting_copies = copies
+
+    def look(self) -> None:
+        if self._near is not None and time.monotonic() >= self._next_look:
+            self._check_page(self._near)
+
+    def _look(self, near: NearCache, lane: Lane) -> Page | None:
+        """Return the page of the manager that has just answered on this lane, None if it cannot be seen."""
+        if time.monotonic() >= self._next_look:
+            self._check_page(near)
+        elif lane.boot == self._unseen:
+            return None  # it could not be opened a moment ago
+        if near.page is None or near.page.boot != lane.boot:
+            page = Page.open(lane.page) if lane.page is not None else None
+            if page is None or page.boot != lane.boot:
+                self._unseen = lane.boot
+                return None
+            near.turn_to(page)
+        return near.page
+
+    def _check_page(self, near: NearCache) -> None:
+        """Turn away from a page that is no longer the manager's, as when its directory was removed and made anew.
+
+        A manager that notices marks its old page; this finds the one that was killed before it could.
+        """
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._unseen = b""
+        if near.page is not None and not near.page.still_there():
+            near.turn_to(None)
 
     def _acknowledge(self, lane: Lane, numbered: bool) -> None:
         """Let the manager forget a large reply, which it keeps in case that it did not arrive."""
@@ -315,13 +388,17 @@ class Client:
             if kind == LOADING:
                 raise StillLoading(result)
             raise from_wire(*result)
-        return bool(result[3])
+        known: bool
+        _, _, _, known, lane.boot, lane.page = result
+        return known
 
     # -- forks -----------------------------------------------------------------------------------------------------
 
     def _after_fork(self) -> None:
         for lane in self._lanes:
             lane.abandon()
+        if self._near is not None:
+            self._near.turn_to(None)
         self._begin_session()
 
 

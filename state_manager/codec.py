@@ -41,6 +41,8 @@ _MIN, _MAX = -(2**63), 2**63 - 1
 
 _TUPLE, _SET, _FROZENSET, _MAPPING, _CLASS = (ExtType(code, b"\0") for code in range(1, 6))
 """The markers. Their codes are the format of what is on disk: none may ever change its meaning. Leaves have others."""
+_BIN8 = b"\xc4"
+"""What msgpack begins bytes with that are shorter than 256; their length is the next byte."""
 _MARK = 0xD4
 """What every marker begins with in msgpack: the header of an extension of one byte."""
 
@@ -56,6 +58,9 @@ def encode(value: Any) -> Stored:
             return value  # type: ignore[no-any-return]
     elif kind in SCALARS and (kind is not int or _MIN <= value <= _MAX):
         return value  # type: ignore[no-any-return]
+    elif kind is bytes and len(value) < 256:
+        size = bytes((len(value),))
+        return b"%b%b%b" % (_BIN8, size, value)  # what msgpack makes of it, without a packer
     return _encode(value)
 
 
@@ -66,6 +71,8 @@ def decode(stored: Stored) -> Any:
     """
     if type(stored) in SCALARS:
         return stored
+    if isinstance(stored, bytes) and len(stored) > 1 and stored[:1] == _BIN8 and stored[1] == len(stored) - 2:
+        return stored[2:]
     try:
         return _decode(stored)  # type: ignore[arg-type]
     except (NotStorable, MemoryError):

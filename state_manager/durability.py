@@ -147,6 +147,7 @@ def load(service: Service, journal: Journal, breathe: Callable[[str], None]) -> 
     for frame in journal.replay(progress):
         service.store.discard([service.store.apply(frame.changes)])
         service.store.collect(10_000)
+        service.store.changed.clear()  # nobody reads yet
         if frame.kind == SLICE or order:
             _note_order(order, frame)
         for record in frame.lanes:

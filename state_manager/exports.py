@@ -20,13 +20,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from .api import StateManager
-from .checks import Key, check_int, check_key, check_name, seconds, shown
+from .checks import COUNTERS, OPTIONS, Key, check_int, check_key, check_name, seconds, shown
 from .cli_output import json_text, key_json
 from .codec import decode
 from .errors import NotStorable, StateError
 
-COUNTERS = ":counters"
-OPTIONS = ":options"
 EPHEMERAL = 3
 """Its place among a dict's options."""
 BATCH_LINES = 500

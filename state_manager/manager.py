@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import signal
+from functools import partial
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from .durability import Compaction, Pins, load
 from .errors import StateError
 from .journal.log import Journal
 from .server import StateServer
-from .settings import VERSION, Durability
+from .settings import VERSION, Durability, spin
 from .stock import CounterObject, DictObject
+from .versions import PageWriter, sweep
 
 logger = logging.getLogger("state_manager")
 
@@ -49,6 +51,7 @@ class Manager(BaseManager):
             max_memory=self._max_memory,
             reserve_epoch=self._directory.reserve_epoch,
             still_mine=lambda: self._directory.still_mine(self._lock),
+            new_page=partial(PageWriter.create, self._directory.path, self._directory.fd),
         )
 
 
@@ -84,7 +87,10 @@ def serve(
                 journal = Journal.open(directory, mode=durability, recover=recover)
                 stack.callback(_close, journal)
                 _load(server, journal, durability, ready_fd)
-        except (StateError, OSError) as error:
+            sweep()
+            server.show_page()
+            server.spin = spin()
+        except (StateError, OSError, ValueError) as error:
             logger.error("%s", error)
             _report(ready_fd, f"error {error}", last=True)
             return 1

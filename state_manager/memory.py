@@ -17,6 +17,7 @@ from .commands.base import Done, View, row
 from .service import Service
 from .settings import PROTOCOL, VERSION, MemoryAddress
 from .store import Store
+from .wire import RETURN
 
 
 class MemoryClient:
@@ -44,6 +45,17 @@ class MemoryClient:
             finally:
                 self.service.commit()
                 self.service.tidy()
+
+    def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], None]:
+        return (RETURN, self.call(kind, name, args, numbered)), None
+
+    def copies(self, space: str) -> None:
+        """There are none: the store is as near."""
+
+    lasting_copies = copies
+
+    def look(self) -> None:
+        """There is nothing to look at."""
 
     def close(self) -> None:
         """There is nothing to close."""

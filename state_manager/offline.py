@@ -18,9 +18,8 @@ from typing import Any, NamedTuple, cast
 
 from .archive import Archive, Progress
 from .checked import refusing
-from .checks import Key
+from .checks import COUNTERS, Key
 from .clock import Clock
-from .commands.base import COUNTERS
 from .directory import StateDirectory, no_manager
 from .errors import StateError
 from .journal.files import DirectoryFiles, Files, unlink, write_all

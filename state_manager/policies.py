@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from .checks import OPTIONS
 from .errors import StoreFull
 from .store import ABSENT, NEVER, Change, Entry, Store, cost
 
-OPTIONS: Final = ":options"
 REFUSE: Final = "refuse"
 EVICT: Final = "evict"
 
@@ -105,8 +105,6 @@ def _oldest(store: Store, space: str, size: int, spared: set[Any], options: Opti
 
 def kept(store: Store, changes: Sequence[Change]) -> Sequence[Change]:
     """Return those changes that the log keeps: none of a dict that is not durable, which starts empty."""
-    if OPTIONS not in store.spaces:
-        return changes
     found: list[Change] = []
     for change in changes:
         space, key, entry = change

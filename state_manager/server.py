@@ -23,9 +23,10 @@ import os
 import secrets
 import socket
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from .clock import Clock
 from .commands.base import Done, View, row
@@ -39,6 +40,7 @@ from .sessions import LANE_BITS, Lane, Session
 from .settings import FRAME_LIMIT, PROTOCOL, VERSION
 from .stock import StockPeer
 from .store import Store
+from .versions import PageWriter
 from .watch import Watch
 from .wire import ERROR, HEADER, LENGTH, LOADING, RETURN, Handshake, frame, packer, unpack
 
@@ -54,6 +56,8 @@ HOUSEKEEPING: Final = 1.0
 EPOCHS_AHEAD: Final = 1_000
 """Epochs that are reserved on disk, so that emptying a large space, which takes one, waits for no file."""
 LANES_LIMIT: Final = 2**LANE_BITS
+NewPage: TypeAlias = Callable[[bytes, float, "array[int]"], PageWriter | None]
+"""Makes the page of a manager: from its boot token, what its clock adds to the boot-time clock, and the versions."""
 
 
 class StateServer(multiprocessing.managers.Server):
@@ -74,6 +78,7 @@ class StateServer(multiprocessing.managers.Server):
         max_memory: int | None = None,
         reserve_epoch: Callable[[int], None] = lambda epoch: None,
         still_mine: Callable[[], bool] = lambda: True,
+        new_page: NewPage = lambda boot, offset, versions: None,
     ) -> None:
         # Not super().__init__: it would bind a socket of its own, with a backlog of 16.
         self.registry = registry
@@ -90,6 +95,9 @@ class StateServer(multiprocessing.managers.Server):
         )  # it is shown, and it crosses the wire
         self._reserve_epoch = reserve_epoch
         self._still_mine = still_mine
+        self._new_page = new_page
+        self._boot = secrets.token_bytes(16)
+        self.page: PageWriter | None = None
         self._started = time.monotonic()
         self.service = Service(Store(epoch), token=lambda: secrets.token_hex(32), max_memory=max_memory)
         self.service.add(
@@ -108,6 +116,7 @@ class StateServer(multiprocessing.managers.Server):
         self._untidy = False
         self._next_housekeeping = 0.0
         self.now = 0.0
+        self.spin = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
         listener.setblocking(False)
         self._register(listener.fileno(), self._accept)
@@ -117,7 +126,8 @@ class StateServer(multiprocessing.managers.Server):
 
     def serve_forever(self) -> None:
         """Serve until stopped, then send what is unsent and close everything."""
-        poll, ready = self._poller.poll, self._ready
+        ready = self._ready
+        poll = self._poller.poll if self.spin == 0.0 else self._spin
         try:
             while not self._stopping:
                 events = poll(0.0 if self._backlog or self._untidy else HOUSEKEEPING)
@@ -127,6 +137,18 @@ class StateServer(multiprocessing.managers.Server):
                     self._keep_house()
         finally:
             self._close_all()
+
+    def _spin(self, timeout: float) -> list[tuple[int, int]]:
+        """Poll, and before that look for a while without sleeping: the next request often comes at once."""
+        poll, clock = self._poller.poll, time.perf_counter
+        events = poll(0.0)
+        if timeout > 0.0 and not events:
+            end = clock() + self.spin
+            while not events and clock() < end:
+                events = poll(0.0)
+            if not events:
+                events = poll(timeout)
+        return events
 
     def _one(self, connection: object) -> bool:
         """Do the usual tick, one whole request on one lane, by the short way; return whether it was one."""
@@ -379,7 +401,7 @@ class StateServer(multiprocessing.managers.Server):
         connection.lane = found
         self._by_lane[found] = connection
         self._watch.add(found.session)
-        return [PROTOCOL, VERSION, self.service.store.epoch, known]
+        return [PROTOCOL, VERSION, self.service.store.epoch, known, self._boot, self.page and self.page.path]
 
     def watch_sessions(self) -> None:
         """Watch sessions that were restored; those whose process has ended meanwhile end now."""
@@ -435,6 +457,26 @@ class StateServer(multiprocessing.managers.Server):
         if not self._still_mine():
             logger.error("another manager owns %s now, or it was removed: this one ends", self._directory)
             self._stopping = True
+            if self.page is not None:
+                self.page.poison()  # whoever reads there is to find the other one
+        elif self.page is not None and not self.page.still_there():
+            self._show_page_again()
+
+    def show_page(self) -> None:
+        """Show the versions of all that is here to workers, before any of it can change."""
+        offset = self.clock.offset if isinstance(self.clock, Clock) else 0.0
+        self.service.page = self.page = self._new_page(self._boot, offset, self.service.store.versions)
+
+    def _show_page_again(self) -> None:
+        """Make another page where somebody has removed ours; workers that map the old one turn to it."""
+        assert self.page is not None
+        self.page.poison()
+        self.page.close()
+        self.service.page = self.page = None
+        try:
+            self.show_page()
+        except StateError as error:
+            logger.warning("workers of %s cache nothing: %s", self._directory, error)
 
     def _reserve_epochs(self) -> None:
         store = self.service.store

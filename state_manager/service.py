@@ -4,7 +4,8 @@ owner.
     begin(now) -> handle(lane, payload) ... -> commit() -> the caller sends the replies
 
 Rules
-- Replies are sent after ``commit`` only, because a reply is a promise that the change is kept.
+- Replies are sent after ``commit`` only, because a reply is a promise that the change is kept, and that the page which
+  workers look at (``Page``) shows the versions of all that it changed.
 - A write carries a number; asked again with the same number on the same lane, the stored reply is the answer and
   nothing runs. So a retry counts once. A lane is forgotten only when its process has ended: until then a retry may
   still come.
@@ -14,16 +15,17 @@ Rules
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from .checks import shown
+from .checks import OPTIONS, shown
 from .commands import TABLE, Command
 from .errors import StateError, to_wire
-from .policies import OPTIONS, adapt, kept, options_of
+from .policies import adapt, kept, options_of
 from .sessions import LANE_BITS, SESSIONS, Lane, LaneRecord, Session
-from .store import ABSENT, Change, Store, cost
+from .store import ABSENT, NEVER, Change, Entry, Store, cost
 from .view import StoreView
 from .wire import ERROR, RETURN, packer, unpack
 
@@ -36,6 +38,16 @@ class Log(Protocol):
 
     def append(self, now: float, changes: Sequence[Change], lanes: Sequence[LaneRecord]) -> None:
         """Keep all of this, or raise a StateError and keep nothing of it."""
+
+
+class Page(Protocol):
+    """Where readers in other processes see which versions are current."""
+
+    def publish(self, versions: array[int], slots: Sequence[int]) -> None:
+        """Show the versions of these slots."""
+
+    def publish_all(self, versions: array[int]) -> None:
+        """Show all versions."""
 
 
 class NoLog:
@@ -61,6 +73,7 @@ class Service:
         self.sessions: dict[bytes, Session] = {}
         self.commands = 0
         self.log: Log = log or NoLog()
+        self.page: Page | None = None
         self._max_memory = max_memory
         self._table = dict(table)
         self._view = StoreView(store, token)
@@ -70,6 +83,7 @@ class Service:
         self._new: list[Lane | Session] = []  # what this tick made or stored, for undo
         self._refusal: StateError | None = None
         self._last_session = 0
+        self._written: Change | None = None  # what the last command changed, if that is one entry
 
     def __repr__(self) -> str:
         store = self.store
@@ -86,7 +100,11 @@ class Service:
         self._view.now = now
 
     def handle(self, lane: Lane | None, payload: bytes) -> bytes | None:
-        """Run the request in a payload and return the reply, None for one that is out of date."""
+        """Run the request in a payload and return the reply, None for one that is out of date.
+
+        The reply to a write that changed one entry has its version, and its deadline if it has one: with them the
+        writer can keep what it wrote.
+        """
         number = None
         try:
             message = unpack(payload)
@@ -103,7 +121,16 @@ class Service:
                 raise ValueError("a request's arguments are a list, and it has no keyword arguments")
             self._view.lane = lane
             result = self.call(message[0], message[1], args)
-            reply = self._pack((RETURN, result) if number is None else (RETURN, result, number))
+            if number is None:
+                reply = self._pack((RETURN, result))
+            elif self._written is None:
+                reply = self._pack((RETURN, result, number))
+            else:
+                entry, version = self._written[2], self.store.last_version()
+                if type(entry) is Entry and entry.deadline < NEVER:
+                    reply = self._pack((RETURN, result, number, version, entry.deadline))
+                else:
+                    reply = self._pack((RETURN, result, number, version))
         except Exception as error:
             reply = self._pack((ERROR, to_wire(error)) if number is None else (ERROR, to_wire(error), number))
         if lane is not None and number is not None and self._refusal is None:
@@ -130,6 +157,7 @@ class Service:
         outcome = command.function(view, view.now, *args)
         assert type(outcome) is tuple, "parking comes with the first command that waits"
         result, changes = outcome
+        self._written = None
         if changes:
             if self._refusal is not None:
                 raise self._refusal
@@ -137,6 +165,8 @@ class Service:
                 owner = view.session.number if view.session else None
                 changes = adapt(self.store, changes, owner, self._max_memory)
             view.apply(changes)
+            if len(changes) == 1 and changes[0][1] is not None:
+                self._written = changes[0]
         return result
 
     def commit(self) -> None:
@@ -149,13 +179,16 @@ class Service:
                     self._store_session(lane.session)
                 lanes.append((lane.key, lane.number, lane.reply))
             lanes += self._records
-            changes = kept(self.store, view.changes)
+            changes = view.changes if OPTIONS not in self.store.spaces else kept(self.store, view.changes)
             if changes or self._records:
                 self.log.append(view.now, changes, lanes)
             self._records, self._new = [], []
-        view.settle()
+        if view.changes or view.ended:
+            view.settle()
         if self._touched:
             self._touched = []
+        if self.store.changed or self.store.all_changed:
+            self._publish()
 
     def undo(self) -> None:
         """Take back everything since the last commit; versions alone go on growing."""
@@ -168,6 +201,18 @@ class Service:
             else:
                 del new.session.lanes[new.id]
         self._touched, self._records, self._new = [], [], []
+        self._publish()
+
+    def _publish(self) -> None:
+        """Let readers see what has changed, and what was undone: its versions have grown twice."""
+        store = self.store
+        if self.page is not None:
+            if store.all_changed:
+                self.page.publish_all(store.versions)
+            else:
+                self.page.publish(store.versions, store.changed)
+        store.changed.clear()
+        store.all_changed = False
 
     @contextmanager
     def refusing(self, error: StateError) -> Iterator[None]:

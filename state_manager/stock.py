@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
+from .checks import COUNTERS, check_name
 from .commands.base import check_size
 from .errors import to_wire
 from .wire import ERROR, RETURN, packer, unpack
@@ -59,8 +60,8 @@ class DictObject:
         return self._call("dict", command, [self._name, *args])
 
     def get(self, key: Any, default: Any = None) -> Any:
-        _, *value = self._ask("get", key)
-        return from_stored(value[0]) if value else default
+        _, *found = self._ask("get", key)
+        return from_stored(found[0]) if found else default
 
     def set(self, key: Any, value: Any, ttl: float | None = None) -> None:
         self._ask("set", key, to_stored(value), ttl)
@@ -94,7 +95,7 @@ class DictObject:
         return [[key, from_stored(value)] for key, value in zip(*[iter(self._scan(True))] * 2, strict=True)]
 
     def _scan(self, values: bool) -> list[Any]:
-        cursor, found = self._ask("scan", None, values)
+        cursor, found, *_ = self._ask("scan", None, values)
         size = sum(map(getsizeof, found))
         while cursor is not None:
             check_size(size)
@@ -110,10 +111,10 @@ class DictObject:
         return left[0]
 
     def __getitem__(self, key: Any) -> Any:
-        _, *value = self._ask("get", key)
-        if not value:
+        _, *found = self._ask("get", key)
+        if not found:
             raise KeyError(key)
-        return from_stored(value[0])
+        return from_stored(found[0])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.set(key, value)
@@ -122,7 +123,7 @@ class DictObject:
         self.pop(key)
 
     def __contains__(self, key: Any) -> bool:
-        return bool(self._ask("contains", key))
+        return len(self._ask("contains", key)) > 1
 
     def __len__(self) -> int:
         return int(self._ask("size"))
@@ -134,12 +135,13 @@ class CounterObject:
     exposed = ("value", "increment", "decrement", "reset")
 
     def __init__(self, call: Call, name: str) -> None:
+        check_name(name)
         self._call = call
         self._name = name
-        self.value()
 
     def value(self) -> Any:
-        return self._call("counter", "value", [self._name])
+        _, *value = self._call("dict", "get", [COUNTERS, self._name])
+        return value[0] if value else 0
 
     def increment(self, by: int = 1) -> Any:
         return self._call("counter", "increment", [self._name, by])

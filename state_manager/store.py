@@ -4,7 +4,8 @@ Rules
 - ``Store.apply`` is the only code in the project that changes state. It takes absolute changes and returns the changes
   that undo them, so one record serves undo, journal and cache invalidation.
 - Every change advances the version of its key's slot and of its space's slot. Nothing ever lowers a version, undo
-  included: a reader that saw version v may trust what it holds for as long as it still sees v.
+  included: a reader that saw version v may trust what it holds for as long as it still sees v. ``changed`` says which
+  slots moved since somebody who shows them to readers last cleared it.
 - An entry without a deadline is its bare value; only the others pay for an ``Entry``.
 - What an entry costs is counted when it comes and given back when it goes, so ``bytes`` always adds up (``check``).
 """
@@ -21,9 +22,8 @@ from typing import Any, Final, Literal, TypeAlias
 from zlib import crc32
 
 from .checks import Key
+from .settings import SLOTS
 
-SLOTS: Final = 65_536
-"""Versions in a store. Two keys that share one cost a needless fetch, never a stale read."""
 MASK: Final = SLOTS - 1
 FEW: Final = 1_000
 """Keys of an emptied space whose versions are advanced one by one; more of them take a new epoch."""
@@ -129,7 +129,7 @@ class Space:
         self.seed = crc32(name.encode())
 
     def slot(self, key: Key) -> int:
-        return crc32(_key_bytes(key), self.seed) & MASK
+        return crc32(key.encode() if type(key) is str else _key_bytes(key), self.seed) & MASK
 
 
 class Store:
@@ -148,8 +148,10 @@ class Store:
         self._deadlines = Deadlines()
         self._owned: dict[int, dict[tuple[str, Key], None]] = {}
         self._rubbish: list[tuple[str, dict[Key, Any]]] = []
-        self._emptied = False
+        self.emptied = False
         self.versions = array("Q", [epoch << EPOCH_SHIFT]) * SLOTS
+        self.changed: list[int] = []
+        self.all_changed = False
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -168,12 +170,16 @@ class Store:
         """Return the version of the space itself, which every change in it advances."""
         return self.versions[crc32(name.encode()) & MASK]
 
+    def last_version(self) -> int:
+        """Return the version of the key that was changed last, which was not a whole space."""
+        return self.versions[self.changed[-2]]
+
     # -- changing ------------------------------------------------------------------------------------------------
 
     def apply(self, changes: Iterable[Change]) -> list[Change]:
         """Make these changes, in order, and return those that undo them, last first."""
         undo: list[Change] = []
-        spaces, versions = self.spaces, self.versions
+        spaces, versions, changed = self.spaces, self.versions, self.changed
         for name, key, entry in changes:
             space = spaces.get(name)
             if space is None:
@@ -212,6 +218,7 @@ class Store:
                 self.bytes += growth
             versions[slot] += 1
             versions[seed & MASK] += 1
+            changed += (slot, seed & MASK)
         undo.reverse()
         return undo
 
@@ -233,7 +240,7 @@ class Store:
 
     def _replace(self, space: Space, entries: Absent | dict[Key, Any]) -> dict[Key, Any]:
         """Swap all entries of a space for others (none, if ABSENT) and return the former ones."""
-        self._emptied = True
+        self.emptied = True
         former = space.entries
         space.entries = {} if isinstance(entries, Absent) else entries
         total = sum(cost(key, entry) for key, entry in space.entries.items())
@@ -251,11 +258,14 @@ class Store:
     def _advance(self, space: Space, *changed: dict[Key, Any]) -> None:
         """Advance the versions of all these keys. No reader can tell which of the three ways it was."""
         if sum(map(len, changed)) <= FEW:
-            for entries in changed:
-                for key in entries:
-                    self.versions[space.slot(key)] += 1
-            self.versions[space.seed & MASK] += 1
-        elif self.epoch < self.last_epoch:
+            slots = [space.slot(key) for entries in changed for key in entries]
+            slots.append(space.seed & MASK)
+            for slot in slots:
+                self.versions[slot] += 1
+            self.changed += slots
+            return
+        self.all_changed = True
+        if self.epoch < self.last_epoch:
             self.epoch += 1
             self.versions = array("Q", [self.epoch << EPOCH_SHIFT]) * SLOTS
         else:
@@ -288,8 +298,8 @@ class Store:
 
     def discard(self, undone: Iterable[Iterable[Change]]) -> None:
         """Take the undo of changes that are now final: ``collect`` frees the whole spaces in it, slice by slice."""
-        if self._emptied:
-            self._emptied = False
+        if self.emptied:
+            self.emptied = False
             self._rubbish += [(name, old) for undo in undone for name, key, old in undo if key is None and old]
 
     def collect(self, limit: int) -> bool:

@@ -51,7 +51,7 @@ class StoreView:
         self._iterations: OrderedDict[int, Iteration] = OrderedDict()
         self._keys_held = 0
         self._last_iteration = store.epoch << 32  # an earlier manager's cursors must mean nothing here
-        self._ended: list[int] = []
+        self.ended: list[int] = []
 
     @property
     def session(self) -> Session | None:
@@ -67,18 +67,19 @@ class StoreView:
     def settle(self) -> None:
         """What was changed is final."""
         if self.changes:
-            self.store.discard(self.undo)
+            if self.store.emptied:
+                self.store.discard(self.undo)
             self.changes, self.undo = [], []
-        if self._ended:
-            for number in self._ended:
+        if self.ended:
+            for number in self.ended:
                 self._give_up(number)
-            self._ended = []
+            self.ended = []
 
     def take_back(self) -> None:
         """Undo what was changed; versions alone go on growing."""
         for undo in reversed(self.undo):
             self.store.apply(undo)
-        self.changes, self.undo, self._ended = [], [], []
+        self.changes, self.undo, self.ended = [], [], []
 
     # -- entries ---------------------------------------------------------------------------------------------------
 
@@ -95,6 +96,18 @@ class StoreView:
 
     def version(self, space: str, key: Key) -> int:
         return self.store.version(space, key)
+
+    def look(self, space: str, key: Key) -> tuple[Any, int]:
+        found = self._spaces.get(space)
+        if found is None:
+            return ABSENT, self.store.version(space, key)
+        entry = found.entries.get(key, ABSENT)
+        if type(entry) is Entry and entry.deadline <= self.now:
+            entry = self.get(space, key)
+        return entry, self.store.versions[found.slot(key)]
+
+    def space_version(self, space: str) -> int:
+        return self.store.space_version(space)
 
     def size(self, space: str) -> int:
         found = self._spaces.get(space)
@@ -130,7 +143,7 @@ class StoreView:
                 size += cost(keys[at], entry)
             at += 1
         if at == len(keys):
-            self._ended.append(number)
+            self.ended.append(number)
             return page, None
         if cursor is None:
             self._begin(number, Iteration(space, keys, self.session, self.now))

@@ -15,14 +15,12 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from msgpack import packb
 
-from ..checks import Key, check_name, seconds
+from ..checks import SECRETS, Key, check_name, seconds
 from ..errors import TooLarge
 from ..sessions import Session
 from ..settings import VALUE_LIMIT
-from ..store import Change, Entry, Stored
+from ..store import ABSENT, NEVER, Change, Entry, Stored
 
-COUNTERS: Final = ":counters"
-SECRETS: Final = ":secrets"
 ONCE: Final = ":once"
 FINGERPRINTS: Final = ":fingerprints"
 
@@ -34,6 +32,12 @@ class View(Protocol):
         """Return the live entry or ABSENT; meeting an expired one deletes it first, as a change of its own."""
 
     def version(self, space: str, key: Key) -> int: ...
+
+    def look(self, space: str, key: Key) -> tuple[Any, int]:
+        """Return what ``get`` and ``version`` return."""
+
+    def space_version(self, space: str) -> int:
+        """Return the version of the space itself, which every change in it advances."""
 
     def size(self, space: str) -> int:
         """Return the number of entries, counting those that have expired and were not yet swept."""
@@ -106,6 +110,19 @@ def entry(value: Stored, ttl: object, now: float) -> Any:
 def value_of(found: Any) -> Stored:
     """Return the value of a live entry."""
     return found.value if type(found) is Entry else found
+
+
+def shown(view: View, space: str, key: Key) -> tuple[Any, ...]:
+    """Return ``(version, value)`` of an entry, ``(version, value, deadline)`` if it has one, ``(version,)`` if absent.
+
+    With the version a reader may keep it for as long as the page shows the same.
+    """
+    found, version = view.look(space, key)
+    if found is ABSENT:
+        return (version,)
+    if type(found) is Entry and found.deadline < NEVER:
+        return version, shown_value(found), found.deadline
+    return version, shown_value(found)
 
 
 def shown_value(found: Any) -> Stored:

@@ -6,25 +6,23 @@ from typing import Any
 
 from ..checks import INT_MAX, INT_MIN, SHORT, Key, check_int, check_key, check_name, check_stored, seconds
 from ..store import ABSENT, NEVER, Entry, Stored
-from .base import Done, View, check_readable, entry, row, shown_value, value_of, with_value
+from .base import Done, View, check_readable, entry, row, shown, value_of, with_value
 
 
 def get(view: View, now: float, space: str, key: Key) -> Done:
-    """Return ``[version, value]``, or ``[version]`` when the key is absent."""
+    """Return ``[version, value]``, with a deadline if it has one, or ``[version]`` when the key is absent."""
     check_readable(space)
     if type(key) is not str or len(key) > SHORT or not key.isascii():
         check_key(key)
-    found = view.get(space, key)
-    if found is ABSENT:
-        return (view.version(space, key),), ()
-    return (view.version(space, key), shown_value(found)), ()
+    return shown(view, space, key), ()
 
 
 def contains(view: View, now: float, space: str, key: Key) -> Done:
-    """Return whether the key is there, without its value."""
+    """Return what ``get`` returns, with True in place of the value."""
     check_readable(space)
     check_key(key)
-    return view.get(space, key) is not ABSENT, ()
+    version, *found = shown(view, space, key)
+    return (version, True, *found[1:]) if found else (version,), ()
 
 
 def set_(view: View, now: float, space: str, key: Key, value: Stored, ttl: float | None = None) -> Done:

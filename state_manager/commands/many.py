@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from sys import getsizeof
 from typing import Any, Final
 
-from ..checks import Key, check_key, check_name, check_stored
+from ..checks import SHORT, Key, check_key, check_name, check_stored
 from ..errors import TooLarge
-from ..store import ABSENT, Change, cost
-from .base import Done, View, check_readable, check_size, entry, row, shown_value
+from ..store import ABSENT, NEVER, Change, Entry
+from .base import Done, View, check_readable, check_size, entry, row, shown, shown_value
 
+ANSWER_COST: Final = 24
+"""What an answer of many takes beside its value."""
 MANY: Final = 100_000
 """Entries that one command may write: they take the manager about a quarter of a second."""
 
 
 def get_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
-    """Return for each key ``[version, value]``, or ``[version]`` when it is absent."""
+    """Return for each key what ``get`` returns."""
     check_readable(space)
-    answers: list[list[Any]] = []
+    answers: list[tuple[Any, ...]] = []
     total = 0
     for key in _list(keys):
-        check_key(key)
-        found = view.get(space, key)
-        total += cost(key, found)
+        if type(key) is not str or len(key) > SHORT or not key.isascii():
+            check_key(key)
+        answer = shown(view, space, key)
+        total += ANSWER_COST + (getsizeof(answer[1]) if len(answer) > 1 else 0)
         check_size(total)
-        version = view.version(space, key)
-        answers.append([version] if found is ABSENT else [version, shown_value(found)])
+        answers.append(answer)
     return answers, ()
 
 
@@ -68,13 +71,18 @@ def clear(view: View, now: float, space: str) -> Done:
 def scan(view: View, now: float, space: str, cursor: list[int] | None = None, values: bool = False) -> Done:
     """Return ``[next cursor or None, [key, ...]]``, or with values ``[key, value, key, value, ...]``.
 
-    A key that is there from the first page to the last is given exactly once.
+    A key that is there from the first page to the last is given exactly once. A page that holds the whole dict comes
+    with the version of the dict itself and the first deadline in it, infinite if there is none.
     """
     check_readable(space)
     page, following = view.page(space, cursor)
-    if values:
-        return [following, [item for key, found in page for item in (key, shown_value(found))]], ()
-    return [following, [key for key, _ in page]], ()
+    if not values:
+        return [following, [key for key, _ in page]], ()
+    items = [item for key, found in page for item in (key, shown_value(found))]
+    if cursor is not None or following is not None:
+        return [following, items], ()
+    deadlines = [found.deadline for _, found in page if type(found) is Entry]
+    return [None, items, view.space_version(space), min(deadlines, default=NEVER)], ()
 
 
 def _list(items: object) -> list[Any]:

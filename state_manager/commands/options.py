@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..checks import check_int, check_name, shown
-from ..policies import EVICT, OPTIONS, REFUSE, Options
+from ..checks import OPTIONS, check_int, check_name, shown
+from ..policies import EVICT, REFUSE, Options
 from ..store import ABSENT
 from .base import Done, View, row
 

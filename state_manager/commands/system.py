@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..checks import check_int, check_key, check_name, seconds
-from ..policies import OPTIONS
+from ..checks import COUNTERS, OPTIONS, SECRETS, check_int, check_key, check_name, seconds
 from ..store import ABSENT, Entry
-from .base import COUNTERS, FINGERPRINTS, ONCE, SECRETS, Done, View, row, value_of
+from .base import FINGERPRINTS, ONCE, Done, View, row, value_of
 from .entries import add_to
 
 PREVIOUS_LIMIT = 16
@@ -20,13 +19,6 @@ KINDS = {COUNTERS: "counter", SECRETS: "secret"}
 # -- counters ----------------------------------------------------------------------------------------------------------
 
 
-def counter_value(view: View, now: float, name: str) -> Done:
-    """Return the value; a counter that nobody has touched is 0."""
-    check_name(name)
-    found = view.get(COUNTERS, name)
-    return (0 if found is ABSENT else value_of(found)), ()
-
-
 def counter_add(view: View, now: float, name: str, by: int = 1) -> Done:
     """Add to the counter and return the sum."""
     check_name(name)
@@ -36,24 +28,25 @@ def counter_add(view: View, now: float, name: str, by: int = 1) -> Done:
 
 def counter_reset(view: View, now: float, name: str, value: int = 0) -> Done:
     """Set the counter and return the value before."""
-    before, _ = counter_value(view, now, name)
-    return before, ((COUNTERS, name, check_int(value, "a counter")),)
+    check_name(name)
+    found = view.get(COUNTERS, name)
+    return (0 if found is ABSENT else value_of(found)), ((COUNTERS, name, check_int(value, "a counter")),)
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 
 def secret_keys(view: View, now: float, name: str) -> Done:
-    """Return ``[generation, current key, former keys, newest first ...]``; the first to ask has it made.
+    """Return ``[version, [generation, current key, former keys, newest first ...]]``; the first to ask has it made.
 
     It needs no number, though it may write: asked again, it answers the same.
     """
     check_name(name)
     found = view.get(SECRETS, name)
     if found is not ABSENT:
-        return value_of(found), ()
+        return (view.version(SECRETS, name), value_of(found)), ()
     made = [1, view.token()]
-    return made, ((SECRETS, name, made),)
+    return (0, made), ((SECRETS, name, made),)  # version 0 is never current: nobody keeps this copy
 
 
 def secret_rotate(view: View, now: float, name: str, keep: int = 2) -> Done:
@@ -111,7 +104,6 @@ def ping(view: View, now: float) -> Done:
 
 
 COMMANDS = (
-    row("counter", "value", counter_value, writes=False),
     row("counter", "increment", counter_add, writes=True),
     row("counter", "reset", counter_reset, writes=True),
     row("secret", "keys", secret_keys, writes=False),

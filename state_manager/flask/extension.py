@@ -13,8 +13,10 @@ from flask import Flask, current_app, has_app_context
 from flask.sessions import SecureCookieSessionInterface
 
 from ..api import StateManager
+from ..nearcache import Copies
 from ..settings import Address
-from . import unavailable
+from ..versions import Page
+from . import unavailable, unsaved
 from .binding import Binding
 from .keys import SharedKeyInterface
 
@@ -27,8 +29,9 @@ EXTENSION = "state_manager"
 class SharedState(StateManager):
     """The shared state of one or more Flask apps, with all that ``StateManager`` has.
 
-    ``SharedState(app)`` or ``init_app(app)`` also give the app its session key and answer 503 while no manager can be
-    reached. They start no manager, and wait for none to start.
+    ``SharedState(app)`` or ``init_app(app)`` also give the app its session key, answer 503 while no manager can be
+    reached, and warn in debug mode about values that were changed and not stored. They start no manager, and wait for
+    none to start.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -50,9 +53,12 @@ class SharedState(StateManager):
         def request_context(environ: dict[str, Any]) -> RequestContext:
             """Refresh the key first: this is where every request begins, and test_request_context too."""
             binding.refresh_key(app)
+            if app.debug:
+                unsaved.watch(environ)
             return flasks_own(environ)
 
         unavailable.install(app, lambda: binding.settings.retry_after)
+        unsaved.install(app)
         app.request_context = request_context  # type: ignore[method-assign]
         if type(app.session_interface) is SecureCookieSessionInterface:
             app.session_interface = SharedKeyInterface(binding.keys)
@@ -90,6 +96,18 @@ class _CurrentCaller:
 
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
         return self._state.manager._caller.call(kind, name, args, numbered)
+
+    def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
+        return self._state.manager._caller.exchange(kind, name, args, numbered)
+
+    def copies(self, space: str) -> Copies | None:
+        return self._state.manager._caller.copies(space)
+
+    def lasting_copies(self, space: str) -> None:
+        """There are none: which app's they are may change from one use to the next."""
+
+    def look(self) -> None:
+        self._state.manager._caller.look()
 
     def close(self) -> None:
         self._state.manager.close()

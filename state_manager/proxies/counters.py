@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..checks import check_int, check_name
+from ..checks import COUNTERS, check_int, check_name
 from ..client import Caller
+from .near import Near
 
 
 class Counter:
@@ -13,6 +14,7 @@ class Counter:
         check_name(name)
         self._caller = caller
         self._name = name
+        self._near = Near(caller, COUNTERS)
 
     def __repr__(self) -> str:
         return f"<Counter {self._name!r} in {self._caller!r}>"
@@ -20,7 +22,8 @@ class Counter:
     @property
     def value(self) -> int:
         """The number now."""
-        return int(self._caller.call("counter", "value", (self._name,), False))
+        value: int = self._near.get(self._name, 0)
+        return value
 
     def __int__(self) -> int:
         return self.value
@@ -28,7 +31,8 @@ class Counter:
     def increment(self, by: int = 1) -> int:
         """Add ``by`` and return the sum. Raises OverflowError when it does not fit 64 bits."""
         check_int(by, "by")
-        return int(self._caller.call("counter", "increment", (self._name, by), True))
+        total: int = self._near.write("counter", "increment", self._name, (self._name, by))
+        return total
 
     def decrement(self, by: int = 1) -> int:
         """Subtract ``by`` and return the difference."""
@@ -36,4 +40,5 @@ class Counter:
 
     def reset(self, value: int = 0) -> int:
         """Set the number and return the one before."""
-        return int(self._caller.call("counter", "reset", (self._name, value), True))
+        before: int = self._near.write("counter", "reset", self._name, (self._name, value), value)
+        return before

@@ -9,12 +9,13 @@ from typing import Any
 from ..checks import Key, check_int, check_key, check_name, seconds
 from ..client import Caller
 from ..codec import decode, encode
+from ..nearcache import ABSENT
+from .near import MISSING, Near
 from .options import UNSET, Configuring
+from .unsaved import watched
 
 TTL = float | timedelta | None
 """Seconds or a timedelta, finite and above zero; None for no deadline."""
-
-_MISSING: Any = object()
 
 
 class SharedDict(MutableMapping[Key, Any]):
@@ -26,8 +27,14 @@ class SharedDict(MutableMapping[Key, Any]):
     """
 
     def __init__(self, caller: Caller, name: str) -> None:
-        self._caller = caller
         self._name = name
+        self._use(caller)
+
+    def _use(self, caller: Caller) -> None:
+        self._caller = caller
+        self._near = Near(caller, self._name)
+        lasting = caller.lasting_copies(self._name)
+        self._quick = {} if lasting is None else lasting.quick
 
     @property
     def name(self) -> str:
@@ -43,31 +50,62 @@ class SharedDict(MutableMapping[Key, Any]):
     def _write(self, command: str, *args: Any) -> Any:
         return self._caller.call("dict", command, (self._name, *args), True)
 
+    def _write_many(self, command: str, *args: Any) -> Any:
+        if unsaved := watched():
+            unsaved.forget_all(self._name)
+        return self._write(command, *args)
+
+    def _store(self, command: str, key: Key, stored: Any, *args: Any) -> Any:
+        """Run a command that may give this key this stored form."""
+        return self._near.write("dict", command, key, (self._name, key, *args), stored)
+
     # -- one key ---------------------------------------------------------------------------------------------------
+
+    # ``get`` and ``[]`` begin with the same lines, which are the whole of most reads: a call would double their time.
 
     def get(self, key: Key, default: Any = None) -> Any:
         """Return a copy of the value, or ``default`` when the key is absent."""
-        if type(key) is not str or not key.isascii():
-            check_key(key)
-        found = self._caller.call("dict", "get", (self._name, key), False)
-        return decode(found[1]) if len(found) == 2 else default
+        if type(key) is str:
+            try:
+                words, slot, version, value = self._quick[key]
+                if words[slot] == version:
+                    return value
+            except KeyError:
+                pass
+        return self._near.get(key, default)
 
     def __getitem__(self, key: Key) -> Any:
-        found = self.get(key, _MISSING)
-        if found is _MISSING:
+        if type(key) is str:
+            try:
+                words, slot, version, value = self._quick[key]
+                if words[slot] == version:
+                    return value
+            except KeyError:
+                pass
+        found = self._near.get(key, MISSING)
+        if found is MISSING:
             raise KeyError(key)
         return found
 
+    def frozen(self, key: Key, default: Any = None) -> Any:
+        """Return the value in a read-only form, the same object to all who ask while it is unchanged.
+
+        For large values that are read often: nothing is copied. A dict comes as a ``types.MappingProxyType``, a list as
+        a tuple, a set as a frozenset. Raises TypeError for objects of your own classes.
+        """
+        return self._near.frozen(key, default)
+
     def __contains__(self, key: object) -> bool:
         check_key(key)
-        return bool(self._read("contains", key))
+        return self._near.holds(key)  # type: ignore[arg-type]
 
     def set(self, key: Key, value: Any, ttl: TTL = None) -> None:
         """Store a value."""
         if type(key) is not str or not key.isascii():
             check_key(key)
-        args = (self._name, key, encode(value)) if ttl is None else (self._name, key, encode(value), seconds(ttl))
-        self._caller.call("dict", "set", args, True)
+        stored = encode(value)
+        args = (self._name, key, stored) if ttl is None else (self._name, key, stored, seconds(ttl))
+        self._near.write("dict", "set", key, args, stored)
 
     def __setitem__(self, key: Key, value: Any) -> None:
         self.set(key, value)
@@ -75,7 +113,7 @@ class SharedDict(MutableMapping[Key, Any]):
     def delete(self, key: Key) -> bool:
         """Delete a key; return whether it was there."""
         check_key(key)
-        return bool(self._write("delete", key))
+        return bool(self._store("delete", key, ABSENT))
 
     def __delitem__(self, key: Key) -> None:
         if not self.delete(key):
@@ -84,31 +122,34 @@ class SharedDict(MutableMapping[Key, Any]):
     def add(self, key: Key, value: Any, ttl: TTL = None) -> bool:
         """Store a value only if the key is absent; return whether it was."""
         check_key(key)
-        return bool(self._write("add", key, encode(value), _ttl(ttl)))
+        stored = encode(value)
+        return bool(self._store("add", key, stored, stored, _ttl(ttl)))
 
     def replace(self, key: Key, value: Any, ttl: TTL = None) -> bool:
         """Store a value only if the key is present; return whether it was."""
         check_key(key)
-        return bool(self._write("replace", key, encode(value), _ttl(ttl)))
+        stored = encode(value)
+        return bool(self._store("replace", key, stored, stored, _ttl(ttl)))
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Return the value that is there, or store ``default`` and return a copy of it."""
         check_key(key)
-        return decode(self._write("setdefault", key, encode(default)))
+        stored = encode(default)
+        return self._near.decoded(key, self._store("setdefault", key, stored, stored))
 
-    def pop(self, key: Key, default: Any = _MISSING) -> Any:
+    def pop(self, key: Key, default: Any = MISSING) -> Any:
         """Delete a key and return its value; of all who try at once, one gets it. Raises KeyError without a default."""
         check_key(key)
-        found = self._write("pop", key)
+        found = self._store("pop", key, ABSENT)
         if found:
             return decode(found[0])
-        if default is _MISSING:
+        if default is MISSING:
             raise KeyError(key)
         return default
 
     def popitem(self) -> tuple[Key, Any]:
         """Delete the entry whose key was added last and return it. Raises KeyError when the dict is empty."""
-        found = self._write("popitem")
+        found = self._write_many("popitem")
         if not found:
             raise KeyError(f"popitem(): {self._name!r} is empty")
         return found[0], decode(found[1])
@@ -122,7 +163,7 @@ class SharedDict(MutableMapping[Key, Any]):
             check_key(key)
         check_int(by, "by")
         args = (self._name, key, by) if ttl is None and initial == 0 else (self._name, key, by, initial, _ttl(ttl))
-        total: int = self._caller.call("dict", "increment", args, True)
+        total: int = self._near.write("dict", "increment", key, args)
         return total
 
     def decrement(self, key: Key, by: int = 1, initial: int = 0, ttl: TTL = None) -> int:
@@ -137,10 +178,10 @@ class SharedDict(MutableMapping[Key, Any]):
         check_key(key)
         stored = encode(value)
         while True:
-            version, *found = self._read("get", key)
-            if not found or decode(found[0]) != expected:
+            version, found = self._near.versioned(key)
+            if found is MISSING or found != expected:
                 return False
-            if self._write("put", key, version, stored):
+            if self._store("put", key, stored, version, stored):
                 return True
 
     def transform(self, key: Key, function: Callable[[Any], Any], default: Any = None) -> Any:
@@ -152,11 +193,12 @@ class SharedDict(MutableMapping[Key, Any]):
         check_key(key)
         fallback = encode(default)
         while True:
-            version, *found = self._read("get", key)
-            value = function(decode(found[0] if found else fallback))
+            version, found = self._near.versioned(key)
+            value = function(decode(fallback) if found is MISSING else found)
             if value is None:
                 raise TypeError("the function given to transform returned None: it must return the new value")
-            if self._write("put", key, version, encode(value)):
+            stored = encode(value)
+            if self._store("put", key, stored, version, stored):
                 return value
 
     # -- deadlines -------------------------------------------------------------------------------------------------
@@ -183,9 +225,7 @@ class SharedDict(MutableMapping[Key, Any]):
 
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """Return those of these keys that are there, as they were at one moment."""
-        wanted = _keys(keys)
-        found = self._read("get_many", wanted)
-        return {key: decode(item[1]) for key, item in zip(wanted, found, strict=True) if len(item) == 2}
+        return self._near.get_many(_keys(keys))
 
     def set_many(self, mapping: Mapping[Key, Any], ttl: TTL = None) -> None:
         """Store all of these at once: nobody sees some of them only."""
@@ -194,11 +234,11 @@ class SharedDict(MutableMapping[Key, Any]):
             check_key(key)
             pairs += (key, encode(value))
         if pairs:
-            self._write("set_many", pairs, _ttl(ttl))
+            self._write_many("set_many", pairs, _ttl(ttl))
 
     def delete_many(self, keys: Iterable[Key]) -> int:
         """Delete these keys at once; return how many were there."""
-        return int(self._write("delete_many", _keys(keys)))
+        return int(self._write_many("delete_many", _keys(keys)))
 
     def update(self, other: Any = (), /, **named: Any) -> None:
         """Store all of a mapping's or an iterable of pairs' items at once."""
@@ -206,7 +246,7 @@ class SharedDict(MutableMapping[Key, Any]):
 
     def clear(self) -> None:
         """Delete every entry at once."""
-        self._write("clear")
+        self._write_many("clear")
 
     def __len__(self) -> int:
         """Return the number of entries; expired ones that were not yet swept (a second at the most) may be counted."""
@@ -217,7 +257,7 @@ class SharedDict(MutableMapping[Key, Any]):
     def _scan(self, values: bool) -> Iterator[list[Any]]:
         cursor = None
         while True:
-            cursor, page = self._read("scan", cursor, values)
+            cursor, page, *_ = self._read("scan", cursor, values)
             yield page
             if cursor is None:
                 return
@@ -235,8 +275,12 @@ class SharedDict(MutableMapping[Key, Any]):
         return _Values(self)
 
     def copy(self) -> dict[Key, Any]:
-        """Return a plain dict of all entries."""
-        return dict(self.items())
+        """Return a plain dict of all entries. One of up to 512 entries and 1 MiB is of one moment."""
+        whole = self._near.whole()
+        if whole is None:
+            pages = self._scan(True)
+            whole = {key: decode(stored) for page in pages for key, stored in zip(page[::2], page[1::2], strict=True)}
+        return whole
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, SharedDict):
@@ -251,7 +295,7 @@ class _Items(ItemsView[Key, Any]):
 
     def __iter__(self) -> Iterator[tuple[Key, Any]]:
         for page in self._mapping._scan(True):
-            yield from zip(page[::2], map(decode, page[1::2]), strict=True)
+            yield from zip(page[::2], self._mapping._near.values_of(page), strict=True)
 
 
 class _Values(ValuesView[Any]):
@@ -259,7 +303,7 @@ class _Values(ValuesView[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         for page in self._mapping._scan(True):
-            yield from map(decode, page[1::2])
+            yield from self._mapping._near.values_of(page)
 
 
 def open_dict(caller: Caller, name: str, options: Mapping[str, Any]) -> SharedDict:
@@ -268,7 +312,7 @@ def open_dict(caller: Caller, name: str, options: Mapping[str, Any]) -> SharedDi
     opened = SharedDict(caller, name)
     given = {option: value for option, value in options.items() if value is not UNSET}
     if given:
-        opened._caller = Configuring(caller, opened, given)
+        opened._use(Configuring(caller, opened, given))
     return opened
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..client import Caller
+from ..versions import Page
 
 if TYPE_CHECKING:
     from .dicts import SharedDict
@@ -36,6 +37,22 @@ class Configuring:
         return repr(self._caller)
 
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
+        self._configure()
+        return self._caller.call(kind, name, args, numbered)
+
+    def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
+        self._configure()
+        return self._caller.exchange(kind, name, args, numbered)
+
+    def copies(self, space: str) -> None:
+        """There are none: even a read that a copy could answer is to send the options."""
+
+    lasting_copies = copies
+
+    def look(self) -> None:
+        self._caller.look()
+
+    def _configure(self) -> None:
         flat = [part for option in self._given.items() for part in option]
         before = self._caller.call("dict", "configure", (self._owner.name, flat), True)
         names = ("durable", "max_bytes", "on_full", "ephemeral")
@@ -47,8 +64,7 @@ class Configuring:
         if changed:
             what = ", ".join(f"{option} was {former!r} and is {now!r}" for option, (former, now) in changed.items())
             logger.warning("the dict %r got other options than it had: %s", self._owner.name, what)
-        self._owner._caller = self._caller
-        return self._caller.call(kind, name, args, numbered)
+        self._owner._use(self._caller)
 
     def close(self) -> None:
         self._caller.close()
