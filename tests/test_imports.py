@@ -19,8 +19,8 @@ import state_manager
 
 PACKAGE = Path(state_manager.__file__).parent
 
-BOTTOM = ["errors", "settings", "checks", "leaves", "classes", "codec", "wire", "serializer"]
-BOTTOM += ["users", "checked", "directory", "processes", "archive"]
+BOTTOM = ["errors", "settings", "checks", "clock", "leaves", "classes", "codec", "wire", "serializer"]
+BOTTOM += ["users", "checked", "versions", "directory", "processes", "archive"]
 SERVER = [
     "store",
     "policies",
@@ -29,20 +29,19 @@ SERVER = [
     "view",
     "service",
     "memory",
-    "clock",
     "poller",
     "connection",
     "watch",
 ]
 SERVER += ["stock", "journal", "durability", "offline", "server", "manager"]
-CLIENT = ["sidecar", "client", "backups", "proxies", "api", "__init__"]
+CLIENT = ["frozen", "nearcache", "sidecar", "client", "backups", "proxies", "api", "__init__"]
 CLIENT += ["flask", "supervisor", "gunicorn", "cli_output", "exports", "cli_commands", "cli_files", "cli", "__main__"]
 
 LAZILY = {("api", "memory"), ("cli_commands", "manager"), ("cli_files", "offline")}
 """Imports of the other half, each inside the one function that needs it."""
 
 PURE = {"errors", "checks", "leaves", "classes", "codec", "store", "policies", "commands", "sessions", "view"}
-PURE |= {"service"}
+PURE |= {"service", "frozen", "nearcache"}
 IMPURE = {
     "asyncio",
     "multiprocessing",

@@ -36,7 +36,8 @@ def ask(service: Service, lane: Lane | None, kind: Any, name: Any, args: Any, *n
 
 
 def test_a_request_and_its_reply(service: Service, lane: Lane) -> None:
-    assert ask(service, lane, "dict", "set", ["a", "x", 1], 1) == ["#RETURN", None, 1]
+    version = service.store.version("a", "x")
+    assert ask(service, lane, "dict", "set", ["a", "x", 1], 1) == ["#RETURN", None, 1, version + 1]
     kind, (version, value) = ask(service, lane, "dict", "get", ["a", "x"])
     assert (kind, value) == ("#RETURN", 1)
     assert version == service.store.version("a", "x")
@@ -44,10 +45,11 @@ def test_a_request_and_its_reply(service: Service, lane: Lane) -> None:
 
 def test_a_repeat_gets_the_stored_reply_and_nothing_runs(service: Service, lane: Lane) -> None:
     first = ask(service, lane, "dict", "increment", ["a", "n"], 1)
-    assert ask(service, lane, "dict", "increment", ["a", "n"], 1) == first == ["#RETURN", 1, 1]
-    assert ask(service, lane, "dict", "increment", ["a", "n"], 2) == ["#RETURN", 2, 2]
+    assert ask(service, lane, "dict", "increment", ["a", "n"], 1) == first
+    assert first[:3] == ["#RETURN", 1, 1]
+    assert ask(service, lane, "dict", "increment", ["a", "n"], 2)[:3] == ["#RETURN", 2, 2]
     assert ask(service, lane, "dict", "increment", ["a", "n"], 1) is None
-    assert ask(service, lane, "dict", "increment", ["a", "n"], 7) == ["#RETURN", 3, 7]
+    assert ask(service, lane, "dict", "increment", ["a", "n"], 7)[:3] == ["#RETURN", 3, 7]
     assert service.store.get("a", "n") == 3
 
 
@@ -145,7 +147,7 @@ def test_a_message_of_the_wrong_shape_is_an_error_and_changes_nothing(
     assert name in BY_NAME
     assert text
     assert set(service.store.spaces) <= {":sessions"}
-    assert ask(service, lane, "dict", "set", ["a", "x", 1], 5) == ["#RETURN", None, 5]
+    assert ask(service, lane, "dict", "set", ["a", "x", 1], 5)[:3] == ["#RETURN", None, 5]
 
 
 def test_a_number_needs_a_lane(service: Service) -> None:
@@ -198,7 +200,7 @@ def test_a_page_is_bounded_by_keys_and_by_bytes(service: Service, monkeypatch: p
     sizes = []
     cursor = None
     while True:
-        cursor, page = service.call("dict", "scan", ["a", cursor, True])
+        cursor, page, *_ = service.call("dict", "scan", ["a", cursor, True])
         sizes.append(len(page) // 2)
         if cursor is None:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -169,8 +170,13 @@ class StoreAndCommands(RuleBasedStateMachine):
             entries = self.live(space)
             keys = ["x", "y", 1, -5, b"x"]
             found = self.call("get_many", space, keys)
-            assert [item[1:] for item in found] == [[entries[key][0]] if key in entries else [] for key in keys]
-            _, flat = self.call("scan", space, None, True)
+            replies = {key: (value,) if ends is None else (value, ends) for key, (value, ends) in entries.items()}
+            assert [item[1:] for item in found] == [replies.get(key, ()) for key in keys]
+            for key, item in zip(keys, found, strict=True):  # less if a key after it had expired: "x" and b"x" share
+                assert item[0] <= self.service.store.version(space, key)
+            _, flat, version, first = self.call("scan", space, None, True)
+            assert version == self.service.store.space_version(space)
+            assert first == min((ends for _, ends in entries.values() if ends is not None), default=math.inf)
             assert dict(zip(flat[::2], flat[1::2], strict=True)) == {key: value for key, (value, _) in entries.items()}
             for key in keys:
                 left = self.call("ttl", space, key)

@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from state_manager.errors import StateError, StoreFull
-from state_manager.policies import OPTIONS
+from state_manager.checks import OPTIONS
 from state_manager.service import Service
 from state_manager.sessions import SESSIONS, Lane, LaneRecord
 from state_manager.store import ABSENT, Change, Entry, Store

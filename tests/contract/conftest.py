@@ -22,18 +22,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert process.wait(10) == 0
 
 
-@pytest.fixture(params=["memory", "process"])
+@pytest.fixture(params=["memory", "process", "process without near cache"])
 def reach(request: pytest.FixtureRequest) -> Callable[[], StateManager]:
     """A function that connects anew to one and the same store, which is empty at the start."""
     if request.param == "memory":
         return lambda: connect(f"memory://{request.node.nodeid}")
     directory = request.getfixturevalue("served")
     manager = connect(directory)
-    for space in manager.spaces():
-        if space.kind == "dict":
-            manager.drop(space.name)
+    for name in {space.name for space in manager.spaces() if space.kind == "dict"} | set(manager.system(":options")):
+        manager.drop(name)
     manager.close()
-    return lambda: connect(directory)
+    near_cache = request.param == "process"
+    return lambda: connect(directory, near_cache=near_cache)
 
 
 @pytest.fixture
