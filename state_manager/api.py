@@ -135,6 +135,14 @@ class StateManager:
             raise StateError(f"{self._address} is kept nowhere, so it cannot be backed up: connect to a directory")
         return back_up(self._caller, self._address.path, path, progress)
 
+    def look(self) -> None:
+        """Check, at most once a second, that what this process has mapped is still the manager's.
+
+        Any call that is not answered by a bare look-up does this, and so does each request of a Flask app. It matters
+        after somebody has removed files of a manager that was not running.
+        """
+        self._caller.look()
+
     def shutdown(self) -> None:
         """End the manager, for everybody."""
         self._ask("shutdown")

@@ -66,6 +66,7 @@ class Binding:
         """See to the app's key before a request. Never raises: a page may need neither state nor session."""
         try:
             manager = self.manager(app)
+            manager.look()
             if self.settings.secret is None:
                 return
             if self.keys.is_own(app):
