@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,6 +15,7 @@ from itertools import repeat
 from statistics import median
 
 import state_manager
+from state_manager.versions import sweep
 
 VALUE = "x" * 100
 
@@ -72,6 +74,16 @@ def our_operations(directory: str) -> Operations:
         "set": partial(entries.set, "key", VALUE),
         "increment": partial(entries.increment, "n"),
     }
+
+
+@contextlib.contextmanager
+def scratch_directory(prefix: str, parent: str | None = None) -> Iterator[str]:
+    """Make a temporary directory, and remove it in the end with what its managers have left in shared memory."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as directory:
+            yield directory
+    finally:
+        sweep()  # removes the pages of directories that have gone
 
 
 # Measuring

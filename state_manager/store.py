@@ -93,16 +93,16 @@ DEADLINE_COST: Final = getsizeof(Entry(None, 0.0)) + 24 + 160
 
 def cost(key: Key, entry: Any) -> int:
     """Return the bytes of memory that an entry takes, closely enough to add up to what the process grows by."""
-    size = ENTRY_COST + (getsizeof(key) if type(key) is not str or key.isascii() else _size(key))
-    if type(entry) is Entry:
-        return size + DEADLINE_COST + _size(entry.value)
-    if type(entry) is str or type(entry) is list:
-        return size + _size(entry)
-    return size + getsizeof(entry)
+    return ENTRY_COST + _size(key) + _weight(entry)
 
 
-def _size(value: Stored) -> int:
-    """Return what a value takes. It must be the same when the value goes as it was when it came."""
+def _weight(entry: Any) -> int:
+    """Return what an entry takes without its key."""
+    return DEADLINE_COST + _size(entry.value) if type(entry) is Entry else _size(entry)
+
+
+def _size(value: Any) -> int:
+    """Return what a key or a value takes. It must be the same when it goes as it was when it came."""
     if type(value) is str and not value.isascii():
         # Python keeps the UTF-8 of a text beside it once it was asked for, so ``getsizeof`` grows: this is about both.
         return WIDE_COST + 4 * len(value)
@@ -193,26 +193,25 @@ class Store:
             entries = space.entries
             old = entries.get(key, ABSENT)
             undo.append((name, key, old))
-            if old is ABSENT:
-                growth = 0
-            else:
-                growth = -cost(key, old)
-                if type(old) is Entry:
-                    self._unlist(name, key, old)
+            if type(old) is Entry:
+                self._unlist(name, key, old)
+            if type(entry) is Entry:
+                self._list(name, key, entry)
             if entry is not ABSENT:
                 entries[key] = entry
-                growth += cost(key, entry)
-                if old is ABSENT:
+                if old is not ABSENT:
+                    growth = _weight(entry) - _weight(old)
+                else:
+                    growth = cost(key, entry)
                     self.entries += 1
-                if type(entry) is Entry:
-                    self._list(name, key, entry)
-            elif old is not ABSENT:
-                del entries[key]
-                self.entries -= 1
+            else:
+                growth = 0
+                if old is not ABSENT:
+                    growth = -cost(key, old)
+                    del entries[key]
+                    self.entries -= 1
                 if not entries:
                     del spaces[name]
-            elif not entries:
-                del spaces[name]
             if growth:
                 space.bytes += growth
                 self.bytes += growth

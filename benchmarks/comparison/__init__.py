@@ -1,0 +1,1 @@
+"""How compare.py measures its peers, and what it says about them."""
