@@ -18,12 +18,12 @@ from typing import BinaryIO
 from . import archive
 from .archive import Progress, Source
 from .checked import open_file, refusing
-from .client import Caller
+from .client import Asker
 from .directory import StateDirectory
 from .errors import StateError
 
 
-def back_up(caller: Caller, directory: Path, path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+def back_up(caller: Asker, directory: Path, path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
     """Write a backup and return its absolute path. A backup that is there is replaced, any other file is refused.
 
     Raises StateError if the manager keeps no journal, OSError if the file cannot be written; then there is no new file.
@@ -53,7 +53,7 @@ def _check_replaceable(target: Path) -> None:
             )
 
 
-def _pinned(caller: Caller, directory: Path, stack: contextlib.ExitStack) -> list[Source]:
+def _pinned(caller: Asker, directory: Path, stack: contextlib.ExitStack) -> list[Source]:
     """Return the journal's files, open until the stack ends."""
     try:
         token, *files = caller.call("manager", "pin", (), False)

@@ -57,11 +57,15 @@ _pack_length = LENGTH.pack
 _read_length = LENGTH.unpack_from
 
 
-class Caller(Protocol):
-    """What proxies call: a ``Client``, or the store in this process (``memory``)."""
+class Asker(Protocol):
+    """Runs commands."""
 
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
         """Run a command and return its result. ``numbered``: it writes, so a retry must count once."""
+
+
+class Caller(Asker, Protocol):
+    """What proxies call: a ``Client``, or the store in this process (``memory``)."""
 
     def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
         """Do the same and return the whole reply, with the page under which copies of what it says may be kept."""
@@ -245,13 +249,14 @@ class Client:
             self._check_page(near)
         elif lane.boot == self._unseen:
             return None  # it could not be opened a moment ago
-        if near.page is None or near.page.boot != lane.boot:
+        page = near.page
+        if page is None or page.boot != lane.boot:
             page = Page.open(lane.page) if lane.page is not None else None
             if page is None or page.boot != lane.boot:
                 self._unseen = lane.boot
                 return None
             near.turn_to(page)
-        return near.page
+        return page
 
     def _check_page(self, near: NearCache) -> None:
         """Turn away from a page that is no longer the manager's, as when its directory was removed and made anew.

@@ -14,8 +14,8 @@ from .settings import HANDSHAKE_LIMIT, HANDSHAKE_SECONDS
 from .wire import Frames
 
 RECV: Final = 65_536
-RECV_LARGE: Final = 2**20
-"""Read with the larger size only in the middle of a frame: a buffer that size costs more than most requests."""
+PIECE: Final = 2**17
+"""Bytes that are read at once in the middle of a frame, and sent at once of a large reply: others wait as long."""
 
 Handler: TypeAlias = "Callable[[Connection, bytes], bytes | None]"
 """What a payload means: returns the reply, or None for none."""
@@ -65,7 +65,7 @@ class Connection:
     def receive(self) -> bytes | None:
         """Return what there is to read, None if the other side has ended."""
         try:
-            return self.recv(RECV_LARGE if self.busy else RECV) or None
+            return self.recv(PIECE if self.busy else RECV) or None
         except (BlockingIOError, InterruptedError):
             return b""
         except OSError:
@@ -86,7 +86,7 @@ class Connection:
             self.outbox = bytes(self.outbox) + data
             return True
         try:
-            sent = self.send_some(data)
+            sent = self.send_some(data if len(data) <= PIECE else memoryview(data)[:PIECE])
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
@@ -100,7 +100,7 @@ class Connection:
     def flush(self) -> bool:
         """Send more of what is unsent; return False if the other side has ended."""
         try:
-            sent = self.send_some(self.outbox[:RECV_LARGE])
+            sent = self.send_some(self.outbox[:PIECE])
         except (BlockingIOError, InterruptedError):
             return True
         except OSError:

@@ -89,7 +89,9 @@ class Copy:
 
 
 class Copies:
-    """The copies of one space. ``quick`` has those under a str that need neither a clock nor the codec."""
+    """The copies of one space. ``quick`` has those under a str that need neither a clock nor the codec: no deadline, an
+    immutable value, and a page that its readers need not look after.
+    """
 
     __slots__ = ("_cache", "fresh", "others", "quick", "seed", "whole")
 
@@ -141,10 +143,11 @@ class Copies:
         data = key.encode() if isinstance(key, str) else key if isinstance(key, bytes) else b"%d" % key
         slot = crc32(data, self.seed) % SLOTS
         scalar = type(stored) in SCALARS
-        if scalar and deadline is None and type(key) is str:
+        if scalar and deadline is None and type(key) is str and page.lasting:
             self.quick[key] = (page.words, slot, word_of(version), stored)
             self.others.pop(key, None)
         else:
+            self.quick.pop(key, None)  # type: ignore[arg-type]  # an int is not there
             value = UNKNOWN if type(stored) is bytes else stored
             ends = inf if deadline is None else deadline - page.offset
             self.others[key] = Copy(page.words, slot, word_of(version), stored, value, ends)
@@ -153,7 +156,9 @@ class Copies:
 
     def promote(self, key: Key, copy: Copy) -> None:
         """Move a copy to ``quick``, now that its value was found to be immutable."""
-        if copy.deadline == inf and type(key) is str and type(copy.value) is not Mark:
+        page = self._cache.page
+        lasting = page is not None and page.lasting and page.words is copy.words
+        if lasting and copy.deadline == inf and type(key) is str and type(copy.value) is not Mark:
             self.quick[key] = (copy.words, copy.slot, copy.version, copy.value)
             self.others.pop(key, None)
 

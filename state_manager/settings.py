@@ -23,9 +23,8 @@ START_VARIABLE = "STATE_MANAGER_START"
 DURABILITY_VARIABLE = "STATE_MANAGER_DURABILITY"
 SPIN_VARIABLE = "STATE_MANAGER_SPIN"
 DEFAULT_DIRECTORY = ".state"
-DEFAULT_SPIN = 50
-"""Microseconds that a manager looks for the next request before it sleeps: waking an idle CPU takes longer than all
-else in a round trip."""
+DEFAULT_SPIN = 50e-6
+"""Seconds of looking for the next request: waking an idle CPU takes longer than all else in a round trip."""
 DEFAULT_TIMEOUT = 5.0
 """Seconds for one operation, retries included."""
 
@@ -113,13 +112,15 @@ def durability(environ: Mapping[str, str] | None = None) -> Durability:
 
 
 def spin(environ: Mapping[str, str] | None = None) -> float:
-    """Return ``$STATE_MANAGER_SPIN`` (microseconds) in seconds; without it, the default where there is another CPU for
-    the client to run on, else 0. Raises ValueError.
+    """Return how many seconds a manager looks for work before it sleeps, where that has paid lately.
+
+    ``$STATE_MANAGER_SPIN`` says it in microseconds; without it, it is the default where there is another CPU for the
+    client to run on, else 0. Raises ValueError.
     """
     given = variable(SPIN_VARIABLE, environ)
     if given is None:
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return DEFAULT_SPIN / 1e6 if cpus > 1 else 0.0
+        return DEFAULT_SPIN if cpus > 1 else 0.0
     if not given.isdecimal() or int(given) > 1_000_000:
         raise ValueError(f"{SPIN_VARIABLE} is a number of microseconds up to a million, not {given!r}")
     return int(given) / 1e6

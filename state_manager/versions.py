@@ -147,7 +147,10 @@ class PageWriter:
 
 
 class Page:
-    """A worker's side of a page. ``words`` are its versions as doubles; the page is unmapped with the last of them."""
+    """A worker's side of a page. ``words`` are its versions as doubles; the page is unmapped with the last of them.
+
+    ``lasting``: the next manager finds it whatever becomes of the directory, so nobody needs to look whether it has.
+    """
 
     def __init__(
         self, path: str, boot: bytes, offset: float, words: memoryview[float], identity: tuple[int, int]
@@ -156,6 +159,7 @@ class Page:
         self.boot = boot
         self.offset = offset
         self.words = words
+        self.lasting = os.path.dirname(path) == str(SHARED_MEMORY)
         self._identity = identity
 
     @classmethod
@@ -185,7 +189,7 @@ class Page:
 
 
 def sweep() -> None:
-    """Remove the pages in shared memory whose directory has gone, and those that were never finished."""
+    """Remove the pages in shared memory whose directory has gone or was moved, and those that were never finished."""
     with contextlib.suppress(OSError):
         names = [name for name in os.listdir(SHARED_MEMORY) if name.startswith(_prefix())]
         for name in islice(names, _SWEEP_LIMIT):
@@ -202,7 +206,7 @@ def _sweep(path: str) -> None:
 
 
 def _is_orphan(path: str) -> bool:
-    """Whether this is a page whose directory does not exist."""
+    """Whether this is a page whose directory has gone or has another path now: nobody else would find it."""
     fd = os.open(path, os.O_RDONLY | _FLAGS)
     try:
         header = os.read(fd, _START)
@@ -215,10 +219,9 @@ def _is_orphan(path: str) -> bool:
     if magic != _MAGIC or len(directory) < length:  # of another format, or its path did not fit
         return False
     try:
-        os.stat(directory)
+        return os.path.realpath(directory, strict=True) != directory
     except (FileNotFoundError, NotADirectoryError):
         return True
-    return False
 
 
 def _prefix() -> str:

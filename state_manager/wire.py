@@ -61,12 +61,23 @@ class Frames:
         self.started = False  # whether a frame has begun and not ended
         self._buffer = bytearray()
         self._skip = 0
+        self._parts: list[bytes] = []  # of a frame that comes in many pieces: put together once, when all are there
+        self._missing = 0
 
     def feed(self, data: bytes) -> list[bytes | int]:
         """Return what these bytes complete: payloads, and the sizes of frames that were too long.
 
         Raises ValueError when the stream cannot be followed any further.
         """
+        if self._missing > len(data):
+            self._parts.append(data)
+            self._missing -= len(data)
+            return []
+        if self._missing:
+            last, data = data[: self._missing], data[self._missing :]
+            whole = b"".join([*self._parts, last])
+            self._parts, self._missing, self.started = [], 0, False
+            return [whole, *self.feed(data)]
         if self._skip:
             data, self._skip = data[self._skip :], max(0, self._skip - len(data))
         buffer = self._buffer
@@ -90,7 +101,11 @@ class Frames:
                 found.append(bytes(buffer[start + HEADER : end]))
                 start = end
         del buffer[:start]
-        self.started = bool(buffer) or self._skip > 0
+        if len(buffer) >= HEADER:
+            self._missing = HEADER + _read_length(buffer)[0] - len(buffer)
+            self._parts = [bytes(buffer[HEADER:])]
+            buffer.clear()
+        self.started = bool(buffer) or self._missing > 0 or self._skip > 0
         return found
 
 

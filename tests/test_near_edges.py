@@ -44,6 +44,8 @@ class Process:
         command = [sys.executable, "-P", "-m", "state_manager", "serve", "--dir", str(self.path), *self.flags]
         self.child = subprocess.Popen(command)
         wait_until(lambda: self.child.poll() is not None or sidecar.find(self.path) == self.child.pid)
+        with connect(self.path, timeout=10.0) as manager:
+            manager.ping()  # it may have been reading its journal
 
     def kill(self) -> None:
         self.child.kill()
@@ -293,8 +295,8 @@ def test_no_copy_of_what_was_undone_can_be_used(served: Served, path: Path) -> N
     log = GatedLog()
     served.server.service.log = log
     reader, writer = Reader(path), Reader(path)
-    for each in (reader, writer):
-        each.manager.dict("d")["x"] = "kept"
+    for who in (reader, writer):
+        who.manager.dict("d")["x"] = "kept"
     assert reader.manager.dict("d")["x"] == "kept"
 
     wires = [Wire(path) for _ in range(3)]
@@ -309,9 +311,9 @@ def test_no_copy_of_what_was_undone_can_be_used(served: Served, path: Path) -> N
     assert wires[2].keep("x") in (None, "kept")
     with pytest.raises(StoreFull):
         writer.manager.dict("d")["x"] = "undone"
-    for each in (reader, writer):
-        assert each.manager.dict("d")["x"] == "kept"
-        assert each.asks(lambda: each.manager.dict("d")["x"]) == ("kept", 0)  # noqa: B023
+    for who in (reader, writer):
+        assert who.manager.dict("d")["x"] == "kept"
+        assert who.asks(lambda: who.manager.dict("d")["x"]) == ("kept", 0)  # noqa: B023
 
     log.fails = False
     writer.manager.dict("d")["x"] = "new"
@@ -339,7 +341,7 @@ def test_a_manager_that_was_killed_and_started_again(path: Path, durability: str
         for name, reader in readers.items():
             assert reader.asks(reader.reads()[name]) == (before[name], 0), "nothing can be written meanwhile"
         process.start()
-        expected = {
+        nothing: dict[str, Any] = {
             "scalar": None,
             "list": None,
             "absent": None,
@@ -350,7 +352,7 @@ def test_a_manager_that_was_killed_and_started_again(path: Path, durability: str
             "counter": 0,
         }
         for name, reader in readers.items():
-            assert reader.asks(reader.reads()[name]) == ((expected if durability == "none" else before)[name], 1)
+            assert reader.asks(reader.reads()[name]) == ((nothing if durability == "none" else before)[name], 1)
         assert (secret.reads()["secret"]() == before["secret"]) is (durability == "process")
         assert secret.asked > 0
         assert warm(readers["copy"])
@@ -390,7 +392,10 @@ def no_tmpfs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_tmpfs")
-@pytest.mark.parametrize("name", [*filled(1), "secret"])
+@pytest.mark.parametrize(
+    "name",
+    [*filled(1), "secret"],
+)
 def test_a_page_that_nobody_could_mark(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its manager was killed and its directory removed: the reader itself has to notice."""
     monkeypatch.setattr(client_module, "LOOK_SECONDS", 0.1)
@@ -410,7 +415,7 @@ def test_a_page_that_nobody_could_mark(path: Path, name: str, monkeypatch: pytes
         fill(other, 2)
     try:
         read = reader.reads()[name]
-        wait_until(lambda: read() != before[name], 2)
+        wait_until(lambda: read() != before[name], 1)
     finally:
         reader.manager.close()
         second.stop()
@@ -594,6 +599,7 @@ def test_threads_that_share_their_copies_never_read_what_is_older_than_an_answer
             while True:
                 for key in keys:
                     d.increment(key)
+                time.sleep(0.001)  # or no copy would last
         finally:
             os._exit(1)
     assert os.read(told, 1) == b"1"
@@ -631,5 +637,5 @@ def test_threads_that_share_their_copies_never_read_what_is_older_than_an_answer
             os.close(descriptor)
     assert wrong == []
     assert near.asked < 8 * 300, "some were copies"
-    for key in keys:
-        assert d[key] == connect(shared.path, near_cache=False).dict("d")[key]
+    fresh = connect(shared.path, near_cache=False).dict("d").get_many(keys)  # first: a last request may be under way
+    assert all(d[key] >= fresh[key] for key in keys)

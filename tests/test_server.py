@@ -575,3 +575,42 @@ def test_a_unix_socket_tells_credentials_in_the_form_that_is_read_here() -> None
         assert (pid, uid) == (os.getpid(), os.geteuid())
         one.close()
         other.close()
+
+
+class FakePoller:
+    """Never finds anything, or always what ``found`` is, and notes how long it was to wait."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, int]] = []
+        self.timeouts: list[float] = []
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        self.timeouts.append(timeout)
+        return self.found
+
+    def slept_at_once(self) -> bool:
+        timeouts, self.timeouts = self.timeouts, []
+        return timeouts == [1.0]
+
+
+def test_spinning_is_left_out_where_it_was_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(tmp_path / "state")
+    served.stop()
+    server, poller = served.server, FakePoller()
+    monkeypatch.setattr(server, "_poller", poller)
+    server.spin = 1e-9
+    looks = [server._spin(1.0) == [] and poller.slept_at_once() for _ in range(12)]
+    assert looks == [False, True, False, True, True, True, False, *[True] * 5]
+    for _ in range(3 * server_module.SPINS_LEFT_OUT):
+        server._spin(1.0)
+    poller.timeouts.clear()
+    vain = [server._spin(1.0) == [] and poller.slept_at_once() for _ in range(2 * server_module.SPINS_LEFT_OUT)]
+    assert vain.count(False) in (1, 2), "it tries again now and then"
+    poller.found = [(1, 1)]
+    while server._spin(1.0) and poller.slept_at_once():
+        pass
+    assert [server._spin(1.0), server._spin(1.0)] == [poller.found] * 2
+    assert poller.timeouts == [0.0, 0.0], "it pays again"
+    poller.timeouts.clear()
+    server._spin(0.0)
+    assert poller.timeouts == [0.0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from state_manager import settings
 from state_manager.settings import DirectoryAddress, MemoryAddress, resolve_address, state_directory
 
 HERE = Path.cwd()
@@ -59,3 +61,20 @@ def test_an_address_reads_as_it_is_written() -> None:
     assert str(MemoryAddress("one")) == "memory://one"
     assert str(MemoryAddress(None)) == "memory://"
     assert str(DirectoryAddress(Path("/d"))) == "/d"
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus", "expected"),
+    [(None, {0, 1}, settings.DEFAULT_SPIN), (None, {5}, 0.0), ("0", {0, 1}, 0.0), ("200", {5}, 200e-6)],
+)
+def test_how_long_a_manager_looks_for_work(
+    given: str | None, cpus: set[int], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cpus, raising=False)
+    assert settings.spin({} if given is None else {"STATE_MANAGER_SPIN": given}) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "fast", "1000001"])
+def test_it_looks_for_a_number_of_microseconds(text: str) -> None:
+    with pytest.raises(ValueError, match=f"microseconds.*{text}"):
+        settings.spin({"STATE_MANAGER_SPIN": text})

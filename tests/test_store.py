@@ -168,7 +168,7 @@ class StoreAndCommands(RuleBasedStateMachine):
     def reads_agree_with_the_model(self) -> None:
         for space in ("a", "b"):
             entries = self.live(space)
-            keys = ["x", "y", 1, -5, b"x"]
+            keys: list[Any] = ["x", "y", 1, -5, b"x"]
             found = self.call("get_many", space, keys)
             replies = {key: (value,) if ends is None else (value, ends) for key, (value, ends) in entries.items()}
             assert [item[1:] for item in found] == [replies.get(key, ()) for key in keys]

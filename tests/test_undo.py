@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import msgpack
 import pytest
 
-from state_manager.errors import StateError, StoreFull
 from state_manager.checks import OPTIONS
+from state_manager.errors import StateError, StoreFull
 from state_manager.service import Service
 from state_manager.sessions import SESSIONS, Lane, LaneRecord
+from state_manager.settings import SLOTS
 from state_manager.store import ABSENT, Change, Entry, Store
 
 FULL = StoreFull("the disk is full")
@@ -322,3 +325,27 @@ def test_a_dict_that_is_no_longer_ephemeral_keeps_what_is_written(service: Servi
     while not service.end(lane.session):
         pass
     assert state(service)["here"] == {"n": 2}
+
+
+class FakePage:
+    def __init__(self) -> None:
+        self.shown: dict[int, int] = {}
+
+    def publish(self, versions: array[int], slots: Sequence[int]) -> None:
+        self.shown |= {slot: versions[slot] for slot in slots}
+
+    def publish_all(self, versions: array[int]) -> None:
+        self.shown |= dict(enumerate(versions))
+
+
+def test_readers_see_the_versions_after_an_undo_too(service: Service, log: FakeLog, lane: Lane) -> None:
+    """What a read of the same tick answers, run again, carries the version that the undo left."""
+    page = service.page = FakePage()
+    log.fails = True
+    service.handle(lane, request("set", "a", "x", 1, number=1))
+    with pytest.raises(StoreFull):
+        service.commit()
+    assert not page.shown, "nothing is shown of what may not stay"
+    service.undo()
+    slot = zlib.crc32(b"x", zlib.crc32(b"a")) % SLOTS
+    assert page.shown[slot] == service.store.versions[slot] == (1 << 32) + 2

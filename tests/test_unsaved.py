@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ from state_manager.proxies import unsaved as module
 from state_manager.proxies.dicts import SharedDict
 from state_manager.proxies.unsaved import LIMIT, NOTE_COST, Unsaved, look_with, watched
 from state_manager.service import Service
-from tests.test_near import FakeCaller, Shown, caller, now, ours, service, shown, theirs  # noqa: F401
+from state_manager.store import Store
+from tests.test_near import FakeCaller, Shown
 
 
 @allow
@@ -24,21 +25,38 @@ class Cart:
 
 
 @pytest.fixture
-def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unsaved]:
+def callers() -> list[FakeCaller]:
+    """Two processes."""
+    service, shown = Service(Store(1_800_000_000), token=str), Shown()
+    service.page = shown
+    return [FakeCaller(service, shown.page, session * 16) for session in (b"m", b"t")]
+
+
+@pytest.fixture
+def ours(callers: list[FakeCaller]) -> SharedDict:
+    return SharedDict(callers[0], "d")
+
+
+@pytest.fixture
+def theirs(callers: list[FakeCaller]) -> SharedDict:
+    return SharedDict(callers[1], "d")
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> Unsaved:
     """What is noted of this test's reads."""
     monkeypatch.setattr(module, "_find", None)
     assert watched() is None
     unsaved = Unsaved()
     look_with(lambda: unsaved)
     assert watched() is unsaved
-    yield unsaved
+    return unsaved
 
 
 READS: dict[str, Callable[[SharedDict], Any]] = {
     "[]": lambda d: d["x"],
     "get": lambda d: d.get("x"),
     "get_many": lambda d: d.get_many(["x"])["x"],
-    "copy": lambda d: d.copy()["x"],
     "setdefault": lambda d: d.setdefault("x", 5),
 }
 
@@ -46,7 +64,11 @@ READS: dict[str, Callable[[SharedDict], Any]] = {
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", READS)
 def test_a_value_that_was_changed_and_not_stored(
-    noted: Unsaved, ours: SharedDict, theirs: SharedDict, name: str, cached: bool  # noqa: F811
+    noted: Unsaved,
+    ours: SharedDict,
+    theirs: SharedDict,
+    name: str,
+    cached: bool,
 ) -> None:
     theirs["x"] = {"n": [1]}
     if cached:
@@ -70,7 +92,10 @@ def test_a_value_that_was_changed_and_not_stored(
     ],
 )
 def test_a_value_whose_key_was_written_is_forgotten(
-    noted: Unsaved, ours: SharedDict, theirs: SharedDict, write: Callable[[SharedDict], Any]  # noqa: F811
+    noted: Unsaved,
+    ours: SharedDict,
+    theirs: SharedDict,
+    write: Callable[[SharedDict], Any],
 ) -> None:
     theirs.update(x=[1], y=[1])
     for key in ("x", "y"):
@@ -79,7 +104,7 @@ def test_a_value_whose_key_was_written_is_forgotten(
     assert ("d", "x") not in noted.take_changed()
 
 
-def test_a_write_of_another_key_forgets_nothing(noted: Unsaved, ours: SharedDict, theirs: SharedDict) -> None:  # noqa: F811
+def test_a_write_of_another_key_forgets_nothing(noted: Unsaved, ours: SharedDict, theirs: SharedDict) -> None:
     theirs.update(x=[1], y=[1])
     ours["x"].append(2)
     ours["y"] = 5
@@ -110,10 +135,10 @@ def test_an_object_of_the_apps_own_class() -> None:
     assert unsaved.take_changed() == [("d", "x")]
 
 
-def test_what_cannot_be_changed_is_not_noted(noted: Unsaved, ours: SharedDict, theirs: SharedDict) -> None:  # noqa: F811
+def test_what_cannot_be_changed_is_not_noted(noted: Unsaved, ours: SharedDict, theirs: SharedDict) -> None:
     theirs.update(x=(1, 2), y="text", z=b"bytes")
     for _ in range(2):
-        ours.copy()
+        ours.get_many(["x", "y", "z"])
         for key in ("x", "y", "z"):
             ours.get(key)
     assert noted._read == {}

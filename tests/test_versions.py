@@ -479,6 +479,17 @@ def test_sweep(tmp_path: Path, shared: Path, manager: Manager) -> None:
     assert other.exists()
 
 
+def test_a_directory_that_was_moved_leaves_no_page_behind(tmp_path: Path, shared: Path) -> None:
+    """Its next manager has another real path, so it would not find this page, and readers would trust it for ever."""
+    old = Manager(tmp_path / "old")
+    page = opened(old.page())
+    old.directory.rename(tmp_path / "new")
+    (tmp_path / "old").symlink_to("new")
+    sweep()
+    assert poisoned(page)
+    assert not page.still_there()
+
+
 def test_sweep_is_no_judge_of_a_path_that_did_not_fit(tmp_path: Path, manager: Manager) -> None:
     manager.directory = Path("/" + "x/" * 3000)
     fd = os.open(tmp_path, os.O_RDONLY)
@@ -495,10 +506,10 @@ def test_sweep_leaves_alone_what_it_cannot_look_into(
 ) -> None:
     writer = manager.page()
 
-    def denied(path: object) -> os.stat_result:
+    def denied(path: object, *, strict: bool) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "stat", denied)
+    monkeypatch.setattr(os.path, "realpath", denied)
     sweep()
     assert writer.still_there()
 

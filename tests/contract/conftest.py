@@ -29,8 +29,8 @@ def reach(request: pytest.FixtureRequest) -> Callable[[], StateManager]:
         return lambda: connect(f"memory://{request.node.nodeid}")
     directory = request.getfixturevalue("served")
     manager = connect(directory)
-    for name in {space.name for space in manager.spaces() if space.kind == "dict"} | set(manager.system(":options")):
-        manager.drop(name)
+    for name in [*(space.name for space in manager.spaces() if space.kind == "dict"), *manager.system(":options")]:
+        manager.drop(str(name))
     manager.close()
     near_cache = request.param == "process"
     return lambda: connect(directory, near_cache=near_cache)

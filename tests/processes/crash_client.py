@@ -3,8 +3,9 @@
     python -m tests.processes.crash_client DIRECTORY NUMBER SEED
 
 It says ``ready`` when it has begun, goes on until its standard input ends or an error comes, and then writes its
-history, one JSON list a line, and last the error, if there was one. Times are the machine's monotonic clock, which all
-processes share. Every value is stored once only, so that a read tells whose write it saw.
+history, one JSON list a line, and last how many reads were served from its own copies, and the error, if there was one.
+Times are the machine's monotonic clock, which all processes share. Every value is stored once only, so that a read
+tells whose write it saw.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import state_manager
 from state_manager import StateManager
 from state_manager.errors import Unavailable
 from tests.linearizability import Operation
+from tests.processes.hits import asked, count_requests
 
 TIMEOUT: Final = 20.0
 """Seconds for one operation: a busy machine may take long to start a manager, and that is not what is tested."""
 RECENT: Final = 10
 """Items each client looks back to, when it pops one: few enough that several try to pop the same."""
+AGAIN: Final = 4
+"""Reads one after the other: few of them find that somebody wrote since the one before."""
 COUNTER, DICT = "count", "work"
 
 
@@ -35,6 +39,7 @@ class Client:
     def __init__(self, manager: StateManager, number: int, seed: int) -> None:
         self.number = number
         self.history: list[Operation] = []
+        self.hits = 0
         self.error: str | None = None
         self._counter = manager.counter(COUNTER)
         self._dict = manager.dict(DICT)
@@ -49,6 +54,7 @@ class Client:
             self._pop_item,
             self._transform,
             self._read,
+            self._read_again,
             self._set,
             self._compare_and_set,
         ]
@@ -113,6 +119,18 @@ class Client:
         key = self._draw.choice(["sum", "chain", "register", self._item()])
         self._call(key, "get", (), lambda: self._dict.get(key))
 
+    def _read_again(self) -> None:
+        """Read few keys again and again, so that most reads find a copy, which somebody else is just outdating."""
+        reads: dict[str, Callable[[], Any]] = {
+            COUNTER: lambda: self._counter.value or None,
+            "sum": lambda: self._dict.get("sum"),
+            "register": lambda: self._dict.get("register"),
+        }
+        for key in self._draw.choices(list(reads), k=AGAIN):
+            before = asked.count
+            self._call(key, "get", (), reads[key])
+            self.hits += asked.count == before
+
     def _set(self) -> None:
         value = self._new()
         self._call("register", "set", (value,), lambda: self._dict.set("register", value))
@@ -137,12 +155,13 @@ def main() -> None:
         stop.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
+    count_requests()
     with state_manager.connect(directory, timeout=TIMEOUT) as manager:
         client = Client(manager, int(number), int(seed))
         manager.ping()
         print("ready", flush=True)
         client.work(stop.is_set)
-    print(*map(json.dumps, client.history), json.dumps(client.error), sep="\n")
+    print(*map(json.dumps, client.history), json.dumps([client.hits, client.error]), sep="\n")
 
 
 if __name__ == "__main__":

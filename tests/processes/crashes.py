@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import state_manager
+from state_manager import sidecar
+from state_manager.errors import Unavailable
 from tests.linearizability import Operation, check
 from tests.processes.crash_client import COUNTER, DICT
 from tests.processes.harness import ROOT, SECONDS, environment
@@ -35,12 +40,13 @@ class Miscounted(AssertionError):
 
 
 class Clients:
-    """Four client processes. ``stop`` ends them; then ``history`` and ``errors`` are there."""
+    """Four client processes. ``stop`` ends them; then ``history``, ``errors`` and ``hits`` are there."""
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.directory = directory
         self.history: list[Operation] = []
         self.errors: list[str] = []
+        self.hits: list[int] = []
         self._processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.processes.crash_client", str(directory), str(number), str(seed)],
@@ -66,9 +72,14 @@ class Clients:
         for process in self._processes:
             output, _ = process.communicate(timeout=2 * SECONDS)
             assert process.returncode == 0
-            *lines, error = map(json.loads, output.splitlines())
+            *lines, (hits, error) = map(json.loads, output.splitlines())
             self.history += map(Operation.from_json, lines)
+            self.hits.append(hits)
             self.errors += [error] if error else []
+
+    def check_that_copies_were_read(self) -> None:
+        """Raise unless many reads asked nobody: only those can show that a copy was out of date."""
+        assert sum(self.hits) > len(self.history) / 10
 
     def kill(self) -> None:
         for process in self._processes:
@@ -124,3 +135,62 @@ def clients(directory: Path, seed: int) -> Iterator[Clients]:
         yield running
     finally:
         running.kill()
+
+
+class Manager:
+    """The manager of a directory, killed and started again. ``kills`` are the moments, in the clients' time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.kills: list[int] = []
+        self.start()
+
+    def start(self, *, serve: tuple[str, ...] = sidecar.SERVE) -> None:
+        """Start it again; ``serve`` says how, when it is not to be the ordinary one."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sidecar, "SERVE", serve)
+            self.child = sidecar.start(self.directory, timeout=SECONDS)
+
+    def kill(self) -> None:
+        self.child.kill()
+        self._died()
+
+    def _died(self) -> None:
+        self.child.wait(SECONDS)
+        self.kills.append(time.monotonic_ns())
+
+    def kill_as_it_starts(self, after: float) -> None:
+        self.child = subprocess.Popen([sys.executable, *sidecar.SERVE, "--dir", str(self.directory)])
+        time.sleep(after)
+        self.kill()
+
+    def start_to_die(self, point: str, count: int = 1, *, without: str = "") -> None:
+        """Start one that kills itself at this point, and wait until it has."""
+        print(f"kill {point}, time {count}", flush=True)
+        try:
+            self.start(serve=killing(point, count, without))
+        except Unavailable as error:
+            if "was killed by signal 9 before it was ready" not in str(error):
+                raise
+        self._died()
+        assert self.child.returncode == -signal.SIGKILL
+
+    def check_that_clients_were_busy(self, working: Clients) -> None:
+        """Raise unless each kill came in the middle of somebody's operation."""
+        long = [each for each in working.history if each.returned and each.returned - each.called > 10_000_000]
+        assert all(any(each.called < kill < (each.returned or 0) for each in long) for kill in self.kills)
+
+
+def killing(point: str = "", count: int = 0, without: str = "") -> tuple[str, ...]:
+    return "-P", str(Path(__file__).with_name("killing_manager.py")), point, str(count), without
+
+
+@contextlib.contextmanager
+def managing(directory: Path) -> Iterator[Manager]:
+    """Start the manager of a directory, and end the one that it has last."""
+    running = Manager(directory)
+    try:
+        yield running
+    finally:
+        running.child.kill()
+        running.child.wait()

@@ -12,12 +12,13 @@ import argparse
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from state_manager import durability, manager, server
-from state_manager.commands.base import COUNTERS
+from state_manager import durability, manager, server, versions
+from state_manager.checks import COUNTERS
 from state_manager.journal import log
 from state_manager.journal.files import Buffer, DirectoryFiles
 from state_manager.journal.frames import COMPLETE, LIVE, MARKER, SLICE
@@ -25,6 +26,7 @@ from state_manager.journal.recovery import ASIDE
 from state_manager.service import Service
 from state_manager.sessions import LaneRecord
 from state_manager.store import Change
+from state_manager.versions import PageWriter
 
 FRAMES: Final = {LIVE: "an append", SLICE: "a slice", COMPLETE: "completion"}
 REPLY: Final = "between commit and reply"
@@ -178,11 +180,48 @@ def without_one_append_in_a_thousand() -> None:
     replace(log.Journal, "append", lossy)
 
 
+def without_versions_at_start() -> None:
+    """A start leaves the page of the manager before as it is, to those who map it."""
+    replace(versions, "_retire", lambda name, folder=None: None)
+
+
+def without_one_bump_in_a_thousand() -> None:
+    """About one version in a thousand is not shown."""
+    publish = PageWriter.publish
+    since = 0
+
+    def lossy(page: PageWriter, shown: array[int], slots: Iterable[int]) -> None:
+        nonlocal since
+        kept = []
+        for slot in slots:
+            since += 1
+            if since % 1009:  # odd: else it would always be the slot of a space
+                kept.append(slot)
+        publish(page, shown, kept)
+
+    replace(PageWriter, "publish", lossy)
+
+
+def without_the_page_before_the_reply() -> None:
+    """What a tick has changed is shown when the next one begins."""
+    begin, publish = Service.begin, Service._publish
+
+    def late(service: Service, now: float) -> None:
+        publish(service)
+        begin(service, now)
+
+    replace(Service, "begin", late)
+    replace(Service, "_publish", lambda service: None)
+
+
 WITHOUT: Final[dict[str, Callable[[], None]]] = {
     "": lambda: None,
     "stored replies": without_stored_replies,
     "lane slices": without_lane_slices,
     "one append in a thousand": without_one_append_in_a_thousand,
+    "versions at start": without_versions_at_start,
+    "one bump in a thousand": without_one_bump_in_a_thousand,
+    "the page before the reply": without_the_page_before_the_reply,
 }
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,11 +20,10 @@ import pytest
 
 import state_manager
 from state_manager import sidecar
-from state_manager.errors import Unavailable
 from tests.linearizability import NotLinearizable, Operation
 from tests.processes.crash_client import COUNTER, DICT, Client
-from tests.processes.crashes import ClientError, Clients, Miscounted, account, clients
-from tests.processes.harness import SECONDS, Start, hello, many_requests, processes_of, wait_for
+from tests.processes.crashes import ClientError, Manager, Miscounted, account, clients, killing, managing
+from tests.processes.harness import Start, hello, many_requests, processes_of, wait_for
 
 KILLS = int(os.environ.get("STATE_TEST_KILLS", "10"))
 SEED = int(os.environ.get("STATE_TEST_SEED", random.randrange(10**9)))
@@ -47,60 +44,10 @@ def seed() -> int:
     return SEED
 
 
-class Manager:
-    """The manager of a directory, killed and started again. ``kills`` are the moments, in the clients' time."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.kills: list[int] = []
-        self.start()
-
-    def start(self, *, serve: tuple[str, ...] = sidecar.SERVE) -> None:
-        """Start it again; ``serve`` says how, when it is not to be the ordinary one."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sidecar, "SERVE", serve)
-            self.child = sidecar.start(self.directory, timeout=SECONDS)
-
-    def kill(self) -> None:
-        self.child.kill()
-        self._died()
-
-    def _died(self) -> None:
-        self.child.wait(SECONDS)
-        self.kills.append(time.monotonic_ns())
-
-    def kill_as_it_starts(self, after: float) -> None:
-        self.child = subprocess.Popen([sys.executable, *sidecar.SERVE, "--dir", str(self.directory)])
-        time.sleep(after)
-        self.kill()
-
-    def start_to_die(self, point: str, count: int = 1, *, without: str = "") -> None:
-        """Start one that kills itself at this point, and wait until it has."""
-        print(f"kill {point}, time {count}", flush=True)
-        try:
-            self.start(serve=killing(point, count, without))
-        except Unavailable as error:
-            if "was killed by signal 9 before it was ready" not in str(error):
-                raise
-        self._died()
-        assert self.child.returncode == -signal.SIGKILL
-
-    def check_that_clients_were_busy(self, working: Clients) -> None:
-        """Raise unless each kill came in the middle of somebody's operation."""
-        long = [each for each in working.history if each.returned and each.returned - each.called > 10_000_000]
-        assert all(any(each.called < kill < (each.returned or 0) for each in long) for kill in self.kills)
-
-
-def killing(point: str = "", count: int = 0, without: str = "") -> tuple[str, ...]:
-    return "-P", str(Path(__file__).with_name("killing_manager.py")), point, str(count), without
-
-
 @pytest.fixture
 def manager(directory: Path) -> Iterator[Manager]:
-    running = Manager(directory)
-    yield running
-    running.child.kill()
-    running.child.wait()
+    with managing(directory) as running:
+        yield running
 
 
 @pytest.mark.timeout(60 + 4 * KILLS)
@@ -116,6 +63,7 @@ def test_kills_at_random_moments(manager: Manager, seed: int) -> None:
         working.stop()
         working.judge()
     manager.check_that_clients_were_busy(working)
+    working.check_that_copies_were_read()
 
 
 # Each point, and how often the manager may pass it before.
@@ -152,6 +100,7 @@ def test_kills_at_chosen_points(manager: Manager, seed: int) -> None:
         working.stop()
         working.judge()
     manager.check_that_clients_were_busy(working)
+    working.check_that_copies_were_read()
 
 
 # The verdict itself: what it would say of a manager with a fault, and what of wrong sums alone.
@@ -186,6 +135,17 @@ def test_one_lost_frame_in_a_thousand_is_noticed(manager: Manager, seed: int) ->
         manager.start()
         working.stop()
         with pytest.raises(NotLinearizable, match="key 'item "):
+            working.judge()
+
+
+def test_a_page_that_comes_late_is_noticed(manager: Manager, seed: int) -> None:
+    """It shows only in reads that ask nobody."""
+    with clients(manager.directory, seed) as working:
+        manager.kill()
+        manager.start_to_die("between commit and reply", 500, without="the page before the reply")
+        manager.start()
+        working.stop()
+        with pytest.raises(NotLinearizable, match=r"get\(\)"):
             working.judge()
 
 
