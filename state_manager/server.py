@@ -53,7 +53,7 @@ TICK_BYTES: Final = 64 * 2**20
 """Replies that one tick may hold back for its commit; the rest of the requests go into the next tick."""
 HOUSEKEEPING: Final = 1.0
 """Seconds between looks at what no event announces: late handshakes, sessions unwatched, a stolen directory."""
-SPINS_LEFT_OUT: Final = 1_023
+SPINS_LEFT_OUT: Final = 63
 """Polls in a row, at the most, that do not spin after spinning was for nothing."""
 EPOCHS_AHEAD: Final = 1_000
 """Epochs that are reserved on disk, so that emptying a large space, which takes one, waits for no file."""

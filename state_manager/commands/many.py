@@ -25,9 +25,10 @@ def get_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
         if type(key) is not str or len(key) > SHORT or not key.isascii():
             check_key(key)
         answer = shown(view, space, key)
-        total += ANSWER_COST + (getsizeof(answer[1]) if len(answer) > 1 else 0)
-        check_size(total)
+        if len(answer) > 1:
+            total += getsizeof(answer[1])
         answers.append(answer)
+    check_size(total + ANSWER_COST * len(answers))
     return answers, ()
 
 

@@ -325,5 +325,6 @@ def _keys(keys: Iterable[Key]) -> list[Key]:
         raise TypeError(f"these are the keys, one after the other: write [{keys!r}] for a single one")
     wanted = list(keys)
     for key in wanted:
-        check_key(key)
+        if type(key) is not str or not key.isascii():
+            check_key(key)
     return wanted

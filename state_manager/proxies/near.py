@@ -156,11 +156,13 @@ class Near:
             return held
         (_, found, *_), page = self.caller.exchange("dict", "get_many", (self.name, keys), False)
         values: dict[Key, Any] = {}
-        for key, (version, *rest) in zip(keys, found, strict=True):
+        read = (lambda key, stored: decode(stored)) if watched() is None else self.decoded
+        for key, answer in zip(keys, found, strict=True):
+            stored = answer[1] if len(answer) > 1 else ABSENT
             if page is not None and copies is not None:
-                copies.keep(key, page, version, rest[0] if rest else ABSENT, *rest[1:])
-            if rest:
-                values[key] = self.decoded(key, rest[0])
+                copies.keep(key, page, answer[0], stored, *answer[2:])
+            if stored is not ABSENT:
+                values[key] = read(key, stored)
         return values
 
     def _held(self, copies: Copies, keys: list[Key]) -> dict[Key, Any] | None:
