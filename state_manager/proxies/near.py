@@ -158,7 +158,7 @@ class Near:
         values: dict[Key, Any] = {}
         read = (lambda key, stored: decode(stored)) if watched() is None else self.decoded
         for key, answer in zip(keys, found, strict=True):
-            stored = answer[1] if len(answer) > 1 else ABSENT
+            stored: Any = answer[1] if len(answer) > 1 else ABSENT
             if page is not None and copies is not None:
                 copies.keep(key, page, answer[0], stored, *answer[2:])
             if stored is not ABSENT:
