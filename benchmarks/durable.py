@@ -21,7 +21,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -39,6 +38,7 @@ from common import (
     our_operations,
     pinned,
     print_goals,
+    scratch_directory,
     started,
     timed,
     where,
@@ -294,7 +294,7 @@ def main() -> None:
     rounds, number = (3, 200) if options.quick else (options.rounds, options.number)
     gc.disable()  # as timeit does
     print(f"{where()}; values of {len(VALUE)} bytes; medians of {rounds} rounds")
-    with tempfile.TemporaryDirectory(prefix="durable-", dir=options.dir) as scratch, pinned() as one_cpu:
+    with scratch_directory("durable-", options.dir) as scratch, pinned() as one_cpu:
         print("one client, one CPU for it and its server" if one_cpu else "this system cannot pin a process to a CPU")
         goals = measure_operations(scratch, rounds, number)
         goals |= measure_sizes(os.path.join(scratch, "sizes"), ENTRIES // 10 if options.quick else ENTRIES)

@@ -21,7 +21,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -42,6 +41,7 @@ from common import (
     our_operations,
     pinned,
     print_goals,
+    scratch_directory,
     started,
     timed,
     where,
@@ -196,7 +196,7 @@ def connected(peer: str, path: str) -> Operations:
 @contextlib.contextmanager
 def served(peer: str) -> Iterator[str]:
     """Run a peer's server on the CPUs of this process; give the path that its clients connect to."""
-    with tempfile.TemporaryDirectory(prefix="roundtrip-") as directory:
+    with scratch_directory("roundtrip-") as directory:
         path = os.path.join(directory, "peer")
         if peer == "ours":
             with managed(path, "none"):
