@@ -49,6 +49,13 @@ def check_key(key: object) -> None:
         raise TypeError(f"a key is a str, an int or bytes, not {shown(key)}")
 
 
+def key_bytes(key: Key) -> bytes:
+    """Return what a key's slot is computed from, in the manager and in workers alike."""
+    if isinstance(key, str):
+        return key.encode()
+    return key if isinstance(key, bytes) else b"%d" % key
+
+
 def _utf8(text: str, what: str) -> bytes:
     try:
         return text.encode()

@@ -71,7 +71,7 @@ class Caller(Asker, Protocol):
         """Do the same and return the whole reply, with the page under which copies of what it says may be kept."""
 
     def copies(self, space: str) -> Copies | None:
-        """Return this process's copies of a space, None if it keeps none."""
+        """Return this process's copies of a space, None if it keeps none; and ``look``."""
 
     def lasting_copies(self, space: str) -> Copies | None:
         """Return them if they are the same for as long as this caller is used, else None."""
@@ -162,6 +162,8 @@ class Client:
         return f"<Client of {self.path}: {state}, {self._near or 'no near cache'}>"
 
     def __del__(self) -> None:
+        if self._near is not None:
+            self._near.turn_to(None)  # it and its copies hold one another, and the page is a mapping
         if self._directory is not None:
             self._directory.close()
 
@@ -235,9 +237,11 @@ class Client:
     # -- the near cache --------------------------------------------------------------------------------------------
 
     def copies(self, space: str) -> Copies | None:
-        return None if self._near is None else self._near.copies(space)
+        self.look()
+        return self.lasting_copies(space)
 
-    lasting_copies = copies
+    def lasting_copies(self, space: str) -> Copies | None:
+        return None if self._near is None else self._near.copies(space)
 
     def look(self) -> None:
         if self._near is not None and time.monotonic() >= self._next_look:
@@ -246,7 +250,9 @@ class Client:
     def _look(self, near: NearCache, lane: Lane) -> Page | None:
         """Return the page of the manager that has just answered on this lane, None if it cannot be seen."""
         if time.monotonic() >= self._next_look:
-            self._check_page(near)
+            if not self._check_page(near):
+                lane.close()  # the next request attaches it again, and so learns where the page is now
+                return None
         elif lane.boot == self._unseen:
             return None  # it could not be opened a moment ago
         page = near.page
@@ -258,15 +264,17 @@ class Client:
             near.turn_to(page)
         return page
 
-    def _check_page(self, near: NearCache) -> None:
+    def _check_page(self, near: NearCache) -> bool:
         """Turn away from a page that is no longer the manager's, as when its directory was removed and made anew.
 
         A manager that notices marks its old page; this finds the one that was killed before it could.
         """
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._unseen = b""
-        if near.page is not None and not near.page.still_there():
-            near.turn_to(None)
+        if near.page is None or near.page.still_there():
+            return True
+        near.turn_to(None)
+        return False
 
     def _acknowledge(self, lane: Lane, numbered: bool) -> None:
         """Let the manager forget a large reply, which it keeps in case that it did not arrive."""
@@ -394,7 +402,11 @@ class Client:
                 raise StillLoading(result)
             raise from_wire(*result)
         known: bool
-        _, _, _, known, lane.boot, lane.page = result
+        _, _, _, known, lane.boot, page = result
+        lane.page = None if page is None else os.fsdecode(page)
+        near = self._near
+        if near is not None and near.page is not None and near.page.boot != lane.boot:
+            near.turn_to(None)  # it is another manager's, who may not have been able to mark it
         return known
 
     # -- forks -----------------------------------------------------------------------------------------------------

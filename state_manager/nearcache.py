@@ -22,7 +22,7 @@ from sys import getsizeof
 from typing import Any, Final
 from zlib import crc32
 
-from .checks import Key
+from .checks import Key, key_bytes
 from .codec import SCALARS, decode
 from .frozen import freeze, is_immutable
 from .settings import SLOTS
@@ -30,6 +30,8 @@ from .versions import Page, word_of
 
 LIMIT: Final = 32 * 2**20
 """Bytes that the copies of a process may take. A value over an eighth of it is not kept."""
+DECODED: Final = 16
+"""How many times the size of its encoding a list of small things takes as objects."""
 COPY_COST: Final = 300
 """Bytes that a copy takes beside its key and value."""
 
@@ -128,7 +130,7 @@ class Copies:
         the manager's clock.
         """
         cache = self._cache
-        if not cache.make_room(COPY_COST + getsizeof(stored)):
+        if not cache.make_room(COPY_COST + getsizeof(key) + getsizeof(stored)):
             return
         self.fresh[key] = page, version, stored, deadline
         if cache.page is not page:
@@ -140,8 +142,7 @@ class Copies:
         if found is None:
             return  # another thread was first
         page, version, stored, deadline = found
-        data = key.encode() if isinstance(key, str) else key if isinstance(key, bytes) else b"%d" % key
-        slot = crc32(data, self.seed) % SLOTS
+        slot = crc32(key_bytes(key), self.seed) % SLOTS
         scalar = type(stored) in SCALARS
         if scalar and deadline is None and type(key) is str and page.lasting:
             self.quick[key] = (page.words, slot, word_of(version), stored)
@@ -161,10 +162,18 @@ class Copies:
         if lasting and copy.deadline == inf and type(key) is str and type(copy.value) is not Mark:
             self.quick[key] = (copy.words, copy.slot, copy.version, copy.value)
             self.others.pop(key, None)
+            self.charge(copy)
+            if self._cache.page is not page:
+                self._cache.drop()
+
+    def charge(self, copy: Copy) -> None:
+        """Count what a decoded form takes, now that it is kept: about so many times what the encoded one does."""
+        if type(copy.stored) is bytes:
+            self._cache.add(DECODED * len(copy.stored))
 
     def keep_whole(self, page: Page, version: int, pairs: list[tuple[Key, Any]], deadline: float) -> None:
         """Keep all entries of a small dict, under the version of the dict itself."""
-        if self._cache.make_room(sum(getsizeof(stored) + COPY_COST // 2 for _, stored in pairs)):
+        if self._cache.make_room(sum(getsizeof(key) + getsizeof(stored) + COPY_COST // 2 for key, stored in pairs)):
             ends = deadline - page.offset
             self.whole = Copy(page.words, self.seed % SLOTS, word_of(version), pairs, MUTABLE, ends)
             if self._cache.page is not page:
@@ -199,11 +208,15 @@ class NearCache:
         """Return whether a value of this size is to be kept; drop the others if it is one too many."""
         if size > self._limit // 8:
             return False
+        self.add(size)
+        return True
+
+    def add(self, size: int) -> None:
+        """Count what was put in, and begin anew when it is too much."""
         self.filled += size
         if self.filled > self._limit:
             self.drop()
             self.filled = size
-        return True
 
     def turn_to(self, page: Page | None) -> None:
         """From now on keep copies under this page, or none."""

@@ -88,6 +88,7 @@ def _read(files: Files, progress: Progress) -> tuple[Store, Reading]:
     try:
         for frame in reading:
             store.apply(frame.changes)
+            store.changed.clear()  # nobody reads
     finally:
         gc.enable()
     return store, reading

@@ -380,9 +380,9 @@ class StateServer(multiprocessing.managers.Server):
         try:
             message = unpack(payload)
             if message[:2] == [None, "accept_connection"] and type(message[2][0]) is list:
-                reply = [RETURN, self._attach(connection, *message[2][0])]
+                reply = self._pack([RETURN, self._attach(connection, *message[2][0])])
                 connection.handler = self._request
-                return self._pack(reply)
+                return reply
         except StateError as error:
             return self._pack([ERROR, to_wire(error)])
         except (ValueError, TypeError, IndexError, KeyError):
@@ -420,7 +420,8 @@ class StateServer(multiprocessing.managers.Server):
         connection.lane = found
         self._by_lane[found] = connection
         self._watch.add(found.session)
-        return [PROTOCOL, VERSION, self.service.store.epoch, known, self._boot, self.page and self.page.path]
+        page = None if self.page is None else os.fsencode(self.page.path)
+        return [PROTOCOL, VERSION, self.service.store.epoch, known, self._boot, page]
 
     def watch_sessions(self) -> None:
         """Watch sessions that were restored; those whose process has ended meanwhile end now."""

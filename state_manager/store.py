@@ -21,7 +21,7 @@ from sys import getsizeof
 from typing import Any, Final, Literal, TypeAlias
 from zlib import crc32
 
-from .checks import Key
+from .checks import Key, key_bytes
 from .settings import SLOTS
 
 MASK: Final = SLOTS - 1
@@ -111,12 +111,6 @@ def _size(value: Any) -> int:
     return getsizeof(value)
 
 
-def _key_bytes(key: Key) -> bytes:
-    if isinstance(key, str):
-        return key.encode()
-    return key if isinstance(key, bytes) else b"%d" % key
-
-
 class Space:
     """The entries of one name, what they cost, and where their versions are."""
 
@@ -129,7 +123,7 @@ class Space:
         self.seed = crc32(name.encode())
 
     def slot(self, key: Key) -> int:
-        return crc32(key.encode() if type(key) is str else _key_bytes(key), self.seed) & MASK
+        return crc32(key.encode() if type(key) is str else key_bytes(key), self.seed) & MASK
 
 
 class Store:
@@ -164,7 +158,7 @@ class Store:
         """Return the version of the slot that this key has or would have."""
         space = self.spaces.get(name)
         seed = crc32(name.encode()) if space is None else space.seed
-        return self.versions[crc32(key.encode() if type(key) is str else _key_bytes(key), seed) & MASK]
+        return self.versions[crc32(key.encode() if type(key) is str else key_bytes(key), seed) & MASK]
 
     def space_version(self, name: str) -> int:
         """Return the version of the space itself, which every change in it advances."""
@@ -189,7 +183,7 @@ class Store:
                 versions = self.versions
                 continue
             seed = space.seed
-            slot = crc32(key.encode() if type(key) is str else _key_bytes(key), seed) & MASK
+            slot = crc32(key.encode() if type(key) is str else key_bytes(key), seed) & MASK
             entries = space.entries
             old = entries.get(key, ABSENT)
             undo.append((name, key, old))
@@ -264,8 +258,9 @@ class Store:
             self.changed += slots
             return
         self.all_changed = True
-        if self.epoch < self.last_epoch:
-            self.epoch += 1
+        highest = max(self.versions) >> EPOCH_SHIFT  # 2**32 changes of a slot have taken it into the next epoch
+        if highest < self.last_epoch:
+            self.epoch = highest + 1
             self.versions = array("Q", [self.epoch << EPOCH_SHIFT]) * SLOTS
         else:
             self.versions = array("Q", [version + 1 for version in self.versions])

@@ -1,7 +1,7 @@
 """The page: the version of every slot, written by the manager and mapped read-only by every worker.
 
 The idea: a worker uses its cached copy only while the page shows the version that came with it. So whatever makes the
-manager doubt (a start, an end, a lost file) it answers by poisoning: the page then shows a version that no copy has.
+manager doubt (a start, a lost file, a stolen directory) it answers by poisoning: the page then shows what no copy has.
 
 The rules:
 - A version is read and written as one aligned 64-bit word: a memoryview's item access copies its 8 bytes at once.
@@ -15,7 +15,6 @@ The rules:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import mmap
 import os
@@ -102,7 +101,7 @@ class PageWriter:
         real = os.fsencode(directory)
         header = _HEADER.pack(_MAGIC, boot, offset, len(real)) + real
         data = header[:_START].ljust(_START, b"\0") + versions.tobytes()
-        shared = str(SHARED_MEMORY / f"{_prefix()}{hashlib.sha256(real).hexdigest()[:32]}")
+        shared = str(SHARED_MEMORY / _name_of(os.fstat(fd)))
         for name in (shared, FILE):  # an absolute name goes past the descriptor
             _retire(name, fd)
         places = [(FILE, f".{FILE}")]
@@ -206,7 +205,7 @@ def _sweep(path: str) -> None:
 
 
 def _is_orphan(path: str) -> bool:
-    """Whether this is a page whose directory has gone or has another path now: nobody else would find it."""
+    """Whether this is a page whose directory has gone, or was made anew: nobody else would find it."""
     fd = os.open(path, os.O_RDONLY | _FLAGS)
     try:
         header = os.read(fd, _START)
@@ -219,9 +218,14 @@ def _is_orphan(path: str) -> bool:
     if magic != _MAGIC or len(directory) < length:  # of another format, or its path did not fit
         return False
     try:
-        return os.path.realpath(directory, strict=True) != directory
+        return _name_of(os.stat(directory)) != os.path.basename(path)
     except (FileNotFoundError, NotADirectoryError):
         return True
+
+
+def _name_of(directory: os.stat_result) -> str:
+    """Return the name of a directory's page: by what it is, because it may have several paths."""
+    return f"{_prefix()}{directory.st_dev:x}-{directory.st_ino:x}"
 
 
 def _prefix() -> str:

@@ -2,7 +2,8 @@
 
 A frame is a four-byte big-endian length and that many bytes, as ``multiprocessing.connection`` writes it. A request is
 the message of ``multiprocessing.managers``, in msgpack: ``[ident, method, [argument ...], {}]``, a write's with its
-number as fifth element. A reply is ``[kind, result]`` or, to a write, ``[kind, result, number]``.
+number as fifth element. A reply is ``[kind, result]`` or, to a write, ``[kind, result, number]``, with the version and
+the deadline (if any) of the entry behind it where the write has changed exactly one.
 
 The handshake is the mutual HMAC challenge of ``multiprocessing.connection``: the server challenges first, then the
 client. Python up to 3.11 answers with MD5 and 3.12 on with SHA-256; we ask with SHA-256 and take both, so that any
@@ -29,6 +30,8 @@ LOADING: Final = "#LOADING"
 
 LENGTH: Final = struct.Struct("!i")
 HEADER: Final = LENGTH.size
+PARTS: Final = 1_024
+"""Pieces of one frame that lie apart: each costs as much as a small object."""
 
 _unpackb = msgpack.unpackb
 _pack_length = LENGTH.pack
@@ -72,6 +75,8 @@ class Frames:
         if self._missing > len(data):
             self._parts.append(data)
             self._missing -= len(data)
+            if len(self._parts) > PARTS:
+                self._parts = [b"".join(self._parts)]
             return []
         if self._missing:
             last, data = data[: self._missing], data[self._missing :]
@@ -80,6 +85,7 @@ class Frames:
             return [whole, *self.feed(data)]
         if self._skip:
             data, self._skip = data[self._skip :], max(0, self._skip - len(data))
+            self.started = self._skip > 0
         buffer = self._buffer
         if not buffer and len(data) >= HEADER and len(data) == HEADER + _read_length(data)[0] <= self.limit:
             return [data[HEADER:]]  # nearly always: one recv is one frame

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flask.ctx import RequestContext
 
 EXTENSION = "state_manager"
+BINDING = "state_manager.binding"
 
 
 class SharedState(StateManager):
@@ -63,6 +64,7 @@ class SharedState(StateManager):
         if type(app.session_interface) is SecureCookieSessionInterface:
             app.session_interface = SharedKeyInterface(binding.keys)
         app.extensions[EXTENSION] = self
+        app.extensions[BINDING] = binding
         self._bindings[app] = binding
 
     @property
@@ -70,14 +72,16 @@ class SharedState(StateManager):
         """The manager of the current app or, outside of one, of the only app. Raises RuntimeError if there is none."""
         if has_app_context():
             app = current_app._get_current_object()  # type: ignore[attr-defined]
-            if app not in self._bindings:
+            binding: Binding | None = app.extensions.get(BINDING)
+            if binding is None or app.extensions.get(EXTENSION) is not self:
                 raise RuntimeError(f"this SharedState does not know the app {app.name!r}: call init_app(app) first")
         else:
             apps = list(self._bindings)
             if len(apps) != 1:
                 raise RuntimeError(f"which of {len(apps)} apps? Call init_app(app), or use `with app.app_context():`")
             (app,) = apps
-        return self._bindings[app].manager(app)
+            binding = self._bindings[app]
+        return binding.manager(app)
 
     @property
     def address(self) -> Address:

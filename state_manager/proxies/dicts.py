@@ -254,8 +254,7 @@ class SharedDict(MutableMapping[Key, Any]):
 
     # -- iterating: in pages, not atomic; a key that is there throughout is given exactly once -----------------------
 
-    def _scan(self, values: bool) -> Iterator[list[Any]]:
-        cursor = None
+    def _scan(self, values: bool, cursor: list[int] | None = None) -> Iterator[list[Any]]:
         while True:
             cursor, page, *_ = self._read("scan", cursor, values)
             yield page
@@ -275,12 +274,11 @@ class SharedDict(MutableMapping[Key, Any]):
         return _Values(self)
 
     def copy(self) -> dict[Key, Any]:
-        """Return a plain dict of all entries. One of up to 512 entries and 1 MiB is of one moment."""
-        whole = self._near.whole()
-        if whole is None:
-            pages = self._scan(True)
-            whole = {key: decode(stored) for page in pages for key, stored in zip(page[::2], page[1::2], strict=True)}
-        return whole
+        """Return a plain dict of all entries. One of up to 512 entries, and about 1 MiB, is of one moment."""
+        entries, cursor = self._near.first_page()
+        for page in () if cursor is None else self._scan(True, cursor):
+            entries.update(zip(page[::2], map(decode, page[1::2]), strict=True))
+        return entries
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, SharedDict):

@@ -15,7 +15,7 @@ from ..client import Caller
 from ..clock import boot_time
 from ..codec import Stored, decode
 from ..frozen import freeze, is_immutable
-from ..nearcache import ABSENT, MUTABLE, PRESENT, Copies, Copy
+from ..nearcache import ABSENT, MUTABLE, PRESENT, UNKNOWN, Copies, Copy
 from ..versions import number_of
 from .unsaved import watched
 
@@ -37,8 +37,10 @@ class Near:
 
     def _copies(self) -> Copies | None:
         """Return the copies to read from."""
+        if self._lasting is None:
+            return self.caller.copies(self.name)
         self.caller.look()
-        return self._lasting or self.caller.copies(self.name)
+        return self._lasting
 
     # -- one key ---------------------------------------------------------------------------------------------------
 
@@ -46,6 +48,8 @@ class Near:
         """Return the value, which is the reader's own, or ``default``."""
         copies = self._copies()
         if copies is not None:
+            if type(key) is str and (found := copies.quick.get(key)) is not None and found[0][found[1]] == found[2]:
+                return found[3]  # whoever has lasting copies has looked there already
             copy = self._copy(copies, key)
             if copy is not None and copy.value is not PRESENT:
                 return self._absent(key, default) if copy.value is ABSENT else self._read(copies, key, copy)
@@ -85,7 +89,11 @@ class Near:
             copy = None if copies is None else self._copy(copies, key)
             if copy is None or copy.value is PRESENT:
                 return freeze(decode(stored))
-        return default if copy.value is ABSENT else copy.read_frozen()
+        if copy.value is ABSENT:
+            return default
+        if copies is not None and copy.frozen is UNKNOWN:
+            copies.charge(copy)
+        return copy.read_frozen()
 
     def _copy(self, copies: Copies, key: Key) -> Copy | None:
         if type(key) is not str:
@@ -198,16 +206,14 @@ class Near:
                     values[key] = self._read(copies, key, value)
         return values
 
-    def whole(self) -> dict[Key, Any] | None:
-        """Return a plain dict of all entries as they were at one moment, None if they are more than a page."""
+    def first_page(self) -> tuple[dict[Key, Any], list[int] | None]:
+        """Return the first entries, all of one moment, and the cursor of the rest, None if that is all."""
         copies = self._copies()
         if copies is not None and (whole := copies.whole) is not None and whole.current and _alive(whole):
-            return {key: decode(stored) for key, stored in whole.stored}
+            return {key: decode(stored) for key, stored in whole.stored}, None
         (_, (following, items, *rest), *_), page = self.caller.exchange("dict", "scan", (self.name, None, True), False)
-        if following is not None:
-            return None
         pairs = list(zip(items[::2], items[1::2], strict=True))
-        if page is not None and copies is not None:
+        if following is None and page is not None and copies is not None:
             version, deadline = rest
             copies.keep_whole(page, version, pairs, deadline)
-        return {key: decode(stored) for key, stored in pairs}
+        return {key: decode(stored) for key, stored in pairs}, following

@@ -19,7 +19,6 @@ class Secret:
 
     def keys(self) -> tuple[int, tuple[str, ...]]:
         """Return the generation, which grows with each rotation, and the current key with the former ones after it."""
-        self._caller.look()
         copies = self._caller.copies(SECRETS)
         if copies is not None and (copy := copies.find(self._name)) is not None:
             generation, *keys = copy.read()
