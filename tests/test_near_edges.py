@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -639,3 +640,70 @@ def test_threads_that_share_their_copies_never_read_what_is_older_than_an_answer
     assert near.asked < 8 * 300, "some were copies"
     fresh = connect(shared.path, near_cache=False).dict("d").get_many(keys)  # first: a last request may be under way
     assert all(d[key] >= fresh[key] for key in keys)
+
+
+def test_a_page_is_left_as_soon_as_another_manager_answers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not mark the former one, which is in another container, and its own cannot be opened from here."""
+    first = Served(path)
+    first.server.show_page()
+    reader = Reader(path)
+    d = reader.manager.dict("d")
+    d["x"] = 1
+    assert reader.asks(lambda: d["x"])[0] == 1
+    page = first.server.page
+    assert page is not None
+    first.stop()
+    second = Served(path)
+    try:
+        with connect(path, near_cache=False) as other:
+            other.dict("d")["x"] = 2
+        assert d["x"] == 1, "nobody could tell it"
+        reader.manager.ping()
+        assert d["x"] == 2
+        assert d.transform("x", lambda number: number + 1) == 3
+    finally:
+        reader.manager.close()
+        second.stop()
+
+
+def test_a_manager_that_is_dropped_leaves_no_mapping(path: Path) -> None:
+    served = Served(path)
+    served.server.show_page()
+    gc.collect()
+    gc.disable()
+    try:
+        descriptors = 0
+        for number in range(5):
+            if number == 1:  # the server watches this process from now on
+                descriptors = len(os.listdir("/proc/self/fd"))
+            manager = connect(path)
+            manager.dict("d")["x"] = 1
+            assert manager.dict("d")["x"] == 1
+            del manager
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, 5)
+    finally:
+        gc.enable()
+        served.stop()
+
+
+def test_a_copy_of_more_than_a_page_leaves_no_iteration_open(near: Reader, shared: Process) -> None:
+    d = near.manager.dict("d")
+    d.update(dict.fromkeys(range(1_300), 1))
+    copied, asked = near.asks(d.copy)
+    assert copied == dict.fromkeys(range(1_300), 1)
+    assert asked == 3
+
+
+def test_what_decoded_forms_take_is_counted(near: Reader) -> None:
+    d = near.manager.dict("d")
+    d["list"], d["tuple"] = list(range(10_000)), tuple(range(10_000))
+    cache = near.manager._caller._near  # type: ignore[attr-defined]
+    d.get("list")
+    reads: list[Callable[[], Any]] = [lambda: d.frozen("list"), lambda: d.get("tuple")]
+    for read in reads:
+        before = cache.filled
+        read()
+        counted = cache.filled
+        assert counted > before + 200_000
+        read()
+        assert cache.filled == counted

@@ -316,3 +316,20 @@ def test_the_table_has_a_line_about_every_command() -> None:
         assert (command.kind, command.name) == (kind, name)
         assert command.doc.endswith((".", ";", "absent."))
         assert command.least <= command.most
+
+
+def test_a_new_epoch_lowers_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot that was changed 2**32 times within an epoch has run into the next one's numbers."""
+    store = Store(5, last_epoch=9)
+    store.apply([("a", key, 1) for key in range(store_module.FEW + 1)])
+    store.versions[7] = (6 << EPOCH_SHIFT) + 3
+    before = store.versions[:]
+    store.apply([("a", None, ABSENT)])
+    assert store.epoch == 7
+    assert all(now > then for now, then in zip(store.versions, before, strict=True))
+    store.versions[7] = (9 << EPOCH_SHIFT) + 1
+    before = store.versions[:]
+    store.apply([("a", key, 1) for key in range(store_module.FEW + 1)])
+    store.apply([("a", None, ABSENT)])
+    assert store.epoch == 7, "there is none left"
+    assert all(now > then for now, then in zip(store.versions, before, strict=True))

@@ -160,3 +160,27 @@ def test_a_legacy_client_gets_in() -> None:
     assert server.receive(b"#CHALLENGE#" + question) == [hmac.digest(b"key", question, "md5")]
     server.receive(b"#WELCOME#")
     assert server.done
+
+
+def test_a_frame_in_many_pieces_costs_little_more_than_its_size() -> None:
+    frames = wire.Frames(2**20)
+    payload = bytes(range(250)) * 80
+    stream = wire.frame(payload)
+    found = [payload for i in range(0, len(stream), 2) for payload in frames.feed(stream[i : i + 2])]
+    assert found == [payload]
+    assert frames.feed(stream[:-1]) == []
+    for byte in stream[:10]:
+        frames.feed(bytes([byte]))  # one ends the frame, the others begin another
+    frames = wire.Frames(2**20)
+    frames.feed(stream[:10])
+    for i in range(10, len(stream) - 1):
+        frames.feed(stream[i : i + 1])
+        assert len(frames._parts) <= wire.PARTS
+
+
+def test_after_an_over_long_frame_the_next_one_is_whole() -> None:
+    frames = wire.Frames(LIMIT)
+    long = wire.frame(b"x" * (2 * LIMIT))
+    assert frames.feed(long[:-5]) == [2 * LIMIT]
+    assert frames.feed(long[-5:] + wire.frame(b"next")) == [b"next"]
+    assert not frames.started
