@@ -165,7 +165,7 @@ def connect(
     this process shares; None for ``$STATE_MANAGER_ADDRESS``, else ``$STATE_MANAGER_DIR``, else ``./.state``.
     ``timeout``: seconds for one operation, retries included. ``start``: start a manager for the directory if none runs.
     ``near_cache``: whether reads may be answered from this process's own copies, which are never out of date: turn it
-    off to measure, or to save up to 32 MiB of memory in each process.
+    off to measure, or to save the memory, up to about 32 MiB in each process.
     """
     if type(timeout) not in (int, float) or not 0 < timeout < 1e6:
         raise ValueError(f"a timeout is a number of seconds above zero, not {shown(timeout)}")

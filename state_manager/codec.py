@@ -19,6 +19,7 @@ from dataclasses import is_dataclass
 from enum import Enum
 from itertools import chain
 from reprlib import repr as short
+from types import MappingProxyType
 from typing import Any
 
 from msgpack import ExtType, Packer, unpackb
@@ -172,6 +173,8 @@ def _reason(value: object) -> str:
         return f"{refused}; call state_manager.allow({kind.__qualname__}) where the class is defined"
     if isinstance(value, Iterator):
         return f"{refused}; make a list of it"
+    if kind is MappingProxyType:
+        return f"{refused}: frozen() gives these, for reading; take get() for what is to be stored"
     if isinstance(value, memoryview):
         return f"{refused}; store bytes(value)"
     allow_it = f"state_manager.allow({kind.__qualname__}, encode=..., decode=...)"

@@ -16,6 +16,7 @@ import pytest
 
 from state_manager import allow
 from state_manager.codec import decode, encode
+from state_manager.errors import NotStorable
 from state_manager.frozen import IMMUTABLE, freeze, is_immutable
 from state_manager.leaves import PACKERS
 
@@ -113,3 +114,8 @@ def test_objects_of_the_apps_own_classes_are_not(value: Any) -> None:
     assert not is_immutable(value)
     with pytest.raises(TypeError, match=r"(Cart|Point).* get\(\)"):
         freeze(value)
+
+
+def test_a_frozen_dict_cannot_be_stored_and_the_error_says_why() -> None:
+    with pytest.raises(NotStorable, match=r"frozen\(\) gives these.*get\(\)"):
+        encode([freeze({"a": 1})])
