@@ -1,4 +1,4 @@
-"""State that all workers share and that outlives them: dicts, counters and secrets, held by a process beside gunicorn.
+"""State that all workers share and that outlives them: dicts, counters, locks, secrets, held by a process of its own.
 
 import state_manager
 manager = state_manager.connect()
@@ -25,6 +25,7 @@ from .errors import (
 )
 from .proxies.counters import Counter
 from .proxies.dicts import SharedDict
+from .proxies.locks import Lock, Owner, Semaphore
 from .proxies.secrets import Secret
 from .settings import VERSION as __version__  # noqa: N811  # the name that Python looks for
 
@@ -35,10 +36,13 @@ __all__ = [
     "ComputeFailed",
     "Conflict",
     "Counter",
+    "Lock",
     "NotOwner",
     "NotStorable",
     "OutcomeUnknown",
+    "Owner",
     "Secret",
+    "Semaphore",
     "SharedDict",
     "Space",
     "StateError",

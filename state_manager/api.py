@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .backups import back_up
-from .checks import Key, check_key, seconds, shown
-from .client import Caller, Client
+from .checks import LOCKS, SEMAPHORE, Key, check_key, seconds, shown
+from .client import Client, WaitingCaller
 from .errors import StateError
 from .nearcache import NearCache
 from .proxies.counters import Counter
 from .proxies.dicts import SharedDict, open_dict
+from .proxies.locks import TIMEOUT, Holding, Lock, Semaphore
 from .proxies.options import UNSET
 from .proxies.secrets import Secret
 from .settings import DEFAULT_TIMEOUT, Address, MemoryAddress, resolve_address
@@ -37,7 +38,7 @@ class StateManager:
     ``close()`` close this process's connections; only ``shutdown()`` ends the manager.
     """
 
-    def __init__(self, address: Address, caller: Caller) -> None:
+    def __init__(self, address: Address, caller: WaitingCaller) -> None:
         self._address = address
         self._caller = caller
 
@@ -92,6 +93,35 @@ class StateManager:
     def secret(self, name: str) -> Secret:
         """Return the secret of this name, which the manager makes when it is first read."""
         return Secret(self._caller, name)
+
+    def lock(
+        self,
+        name: str,
+        lease: float | timedelta | None = None,
+        timeout: float = TIMEOUT,
+        reentrant: bool = False,
+    ) -> Lock:
+        """Return the lock of this name, which one thread of one process holds at a time.
+
+        It is free again when the holder lets go or his process ends, however it ends, or, given a ``lease``, that many
+        seconds after he got it: for one that hangs. ``timeout``: how long ``with`` and ``acquire`` wait. ``reentrant``:
+        the holder may acquire it again, and lets go as often.
+        """
+        return Lock(self._caller, name, lease, timeout, reentrant)
+
+    def semaphore(
+        self, name: str, n: int, lease: float | timedelta | None = None, timeout: float = TIMEOUT
+    ) -> Semaphore:
+        """Return the semaphore of this name, which up to ``n`` hold at a time, each as if it were a lock."""
+        return Semaphore(self._caller, name, n, lease, timeout)
+
+    def held(self) -> Iterator[Holding]:
+        """Yield who holds which lock or semaphore at the moment; the command line shows it."""
+        for name in self.system(LOCKS):
+            yield from self.lock(str(name)).holdings()
+        for space in self.spaces():
+            if space.kind == "semaphore":
+                yield from self.semaphore(space.name.removeprefix(SEMAPHORE), 1).holdings()
 
     def once(self, key: Key, ttl: float | timedelta) -> bool:
         """Return True to the first of all processes that asks with this key within ``ttl`` seconds, else False."""

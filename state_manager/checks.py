@@ -18,7 +18,9 @@ Key: TypeAlias = str | int | bytes
 COUNTERS: Final = ":counters"
 SECRETS: Final = ":secrets"
 OPTIONS: Final = ":options"
-"""Spaces of the manager's own that clients know of."""
+LOCKS: Final = ":locks"
+SEMAPHORE: Final = ":semaphore:"
+"""Spaces of the manager's own that clients know of; each semaphore has one, of this name and its own."""
 
 SHORT: Final = KEY_LIMIT // 4
 """Characters that a str may have to be within the limit however they are encoded."""
@@ -91,6 +93,15 @@ def seconds(ttl: object) -> float:
     if not (math.isfinite(ttl) and ttl > 0):
         raise ValueError(f"a ttl is finite and above zero, not {ttl!r}; leave it out for no deadline")
     return float(ttl)
+
+
+def timeout(value: object) -> float:
+    """Return how many seconds to wait for something. Raises ValueError unless it is finite and not below zero."""
+    if type(value) is not float and type(value) is not int:
+        raise TypeError(f"a timeout is a number of seconds, not {shown(value)}")
+    if not 0 <= value < 1e9:
+        raise ValueError(f"a timeout is finite and not below zero, not {value!r}")
+    return float(value)
 
 
 def shown(value: object) -> str:

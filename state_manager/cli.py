@@ -105,6 +105,7 @@ COMMANDS = (
     Command("ping", cli_commands.ping, (), "measure one round trip to the manager", ""),
     Command("stats", cli_commands.stats, (), "show the manager's numbers", ""),
     Command("spaces", cli_commands.spaces, (), "list what is stored: names, kinds, sizes", ""),
+    Command("locks", cli_commands.locks, (), "list locks and semaphores: who holds them, since when, who waits", ""),
     Command("keys", cli_commands.keys, (DICT,), "list a dict's keys, one a line", "carts | head"),
     Command(
         "get",

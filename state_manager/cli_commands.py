@@ -167,6 +167,30 @@ def spaces(args: argparse.Namespace) -> int:
     return OK
 
 
+def locks(args: argparse.Namespace) -> int:
+    with open_manager(args) as manager:
+        held = list(manager.held())
+    document = [
+        {"kind": one.kind, "name": one.name, "waiters": one.waiters, "lease": one.lease, "token": one.token}
+        | one.owner._asdict()
+        for one in held
+    ]
+    rows = [
+        (
+            key_text(one.name),
+            one.kind,
+            one.owner.pid,
+            one.owner.thread,
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.owner.since)),
+            "none" if one.lease is None else f"{one.lease:.1f} s",
+            one.waiters,
+        )
+        for one in held
+    ]
+    show(args, document, table(rows, header=("NAME", "KIND", "PID", "THREAD", "SINCE", "LEASE LEFT", "WAITING")))
+    return OK
+
+
 def keys(args: argparse.Namespace) -> int:
     with open_manager(args) as manager:
         for key in open_space(manager, args.dict):

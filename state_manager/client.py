@@ -11,6 +11,10 @@ Rules
   ``OutcomeUnknown``.
 - One deadline covers an operation with all of its retries. Once it has passed, a call waits for a moment only, until
   the manager answers again: else each request of a web worker would hang for the whole of it.
+- A call that waits (``wait``) is parked in the manager, which decides when it has waited for long enough; the client
+  waits past that. After a break it asks again, for what is left of the time. Whatever else ends the waiting (Ctrl-C, a
+  killed greenlet, ``sys.exit`` in a signal's handler) closes the lane, and another one tells the manager to let nothing
+  come of it: at once, or, if nobody answers within a second, as soon as there is a connection again.
 - A child forked from this process closes its copies of the lanes, without a word to the manager, is a new session, and
   keeps none of the copies of what the parent has read.
 - Copies are kept under the page of the manager that answered, and only of what it answered just now: a reply that was
@@ -35,7 +39,7 @@ from typing import Any, Final, Protocol
 
 from . import sidecar
 from .directory import SOCKET, StateDirectory
-from .errors import OutcomeUnknown, TooLarge, Unavailable, from_wire
+from .errors import OutcomeUnknown, StateError, TimedOut, TooLarge, Unavailable, from_wire
 from .nearcache import Copies, NearCache
 from .settings import FRAME_LIMIT, PROTOCOL, VERSION
 from .versions import Page
@@ -50,6 +54,8 @@ LOAD_SECONDS: Final = 60.0
 """How much longer than its deadline a call waits for a manager that says that it is reading its journal."""
 LOOK_SECONDS: Final = 1.0
 """How often a process that reads looks whether the page that it maps is still the manager's."""
+ABANDON_SECONDS: Final = 1.0
+"""How long a call that was given up may take to tell the manager so."""
 BACKOFF: Final = (0.002, 0.1)
 """Seconds to wait after the first failed try and at most; each try doubles it."""
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
@@ -80,6 +86,13 @@ class Caller(Asker, Protocol):
         """See to it that copies are not used for ever that nobody can mark as out of date any more."""
 
     def close(self) -> None: ...
+
+
+class WaitingCaller(Caller, Protocol):
+    """One that can wait as well."""
+
+    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float) -> Any:
+        """Run a command that may wait, up to ``timeout`` seconds, which it takes as its last argument."""
 
 
 class StillLoading(Unavailable):
@@ -172,6 +185,8 @@ class Client:
         self._ids = itertools.count()
         self._lanes: list[Lane] = []
         self._idle: deque[Lane] = deque()
+        self._waiting: set[Lane] = set()
+        self._abandoned: deque[tuple[Any, ...]] = deque()  # what the manager has not been told yet
         self._lock = threading.Lock()  # for opening the directory
 
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
@@ -230,6 +245,87 @@ class Client:
             return reply, page
         raise from_wire(*reply[1])
 
+    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float) -> Any:
+        """Run a command that may wait and return its result; ``timeout``, in seconds, is its last argument.
+
+        Raises what ``exchange`` raises, and TimedOut when this process is being stopped.
+        """
+        until = time.monotonic() + timeout
+        idle = self._idle
+        lane = self._take()
+        lane.number += 1
+        asked = sent = False
+        try:
+            while True:
+                began = time.monotonic()
+                left = 0.0 if _stopping else max(until - began, 0.0)
+                if lane.sock is None:
+                    lane.unsure = sent  # then the manager must know the lane, or nobody can tell what became of it
+                    self._ask_again(lane, lane.pack(("manager", "ping", (), _NO_KEYWORDS)), True, began)
+                sock = lane.sock
+                request = lane.pack((kind, name, (*args, left), _NO_KEYWORDS, lane.number))
+                self._waiting.add(lane)
+                try:
+                    set_timeout(sock, left + self.timeout)
+                    if _stopping and left:
+                        continue  # since a moment ago, so nobody has ended this wait
+                    asked = True
+                    reply = lane.ask(request)
+                    break
+                except (TimeoutError, BlockingIOError):
+                    self._give_up()
+                    raise self._too_late(lane.unsure, began) from None
+                except OSError:
+                    sent = sent or lane.unsure
+                    if _stopping and left:
+                        raise TimedOut("the process is being stopped, so it waits for nothing any more") from None
+                finally:
+                    self._waiting.discard(lane)
+            set_timeout(lane.sock, self.timeout)
+            if reply[2] != lane.number:
+                lane.close()
+                raise OutcomeUnknown(f"the manager of {self.path} answered another request than this one: {reply[2:]}")
+        except BaseException:
+            lane.close()
+            if asked and lane.session == self.session:  # not in a child that was forked meanwhile
+                self._abandon((lane.id, lane.number, kind, name, (*args, timeout)))
+            raise
+        finally:
+            idle.append(lane)
+        if reply[0] == RETURN:
+            return reply[1]
+        raise from_wire(*reply[1])
+
+    def _abandon(self, what: tuple[Any, ...]) -> None:
+        """Tell the manager, within a moment, that nobody waits for this any more: else when it answers again."""
+        self._abandoned.append(what)
+        with contextlib.suppress(StateError, OSError):
+            self._tell_abandoned()
+
+    def _tell_abandoned(self) -> None:
+        while self._abandoned:
+            what = self._abandoned[0]
+            idle = self._idle
+            lane = self._take()
+            lane.number += 1
+            try:
+                lane.close()  # a new connection cannot be one that has broken
+                self._greet(lane, self._open(ABANDON_SECONDS))
+                lane.ask(lane.pack(("manager", "abandon", what, _NO_KEYWORDS, lane.number)))
+                set_timeout(lane.sock, self.timeout)
+            finally:
+                idle.append(lane)
+            with contextlib.suppress(ValueError):  # another thread may have told the same
+                self._abandoned.remove(what)
+
+    def end_waits(self) -> None:
+        """Break off what waits at the moment. May be called from a signal handler."""
+        for lane in list(self._waiting):
+            sock = lane.sock
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close this process's connections. Using the client again opens new ones."""
         self._close_idle()
@@ -286,6 +382,12 @@ class Client:
 
     # -- lanes -----------------------------------------------------------------------------------------------------
 
+    def _take(self) -> Lane:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._new_lane()
+
     def _new_lane(self) -> Lane:
         lane = Lane(self.session, next(self._ids))
         self._lanes.append(lane)
@@ -323,6 +425,9 @@ class Client:
                     unsure = unsure or (numbered and lane.unsure)
                 else:
                     self._was_up, self._down = True, False
+                    if self._abandoned:
+                        with contextlib.suppress(StateError, OSError):
+                            self._tell_abandoned()
                     return reply
             left = deadline - time.monotonic()
             if left <= 0 or (self._down and type(reason) is not StillLoading) or self._hopeless():
@@ -447,6 +552,15 @@ def set_timeout(sock: socket.socket | None, seconds: float) -> None:
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_stopping = False
+
+
+def end_waits() -> None:
+    """End every wait of this process, now and from now on: it is being stopped. May be called from a signal handler."""
+    global _stopping
+    _stopping = True
+    for client in list(_clients):
+        client.end_waits()
 
 
 def _after_fork_in_child() -> None:

@@ -11,7 +11,8 @@ after USR2. That is before it imports an app for `preload_app` and before it for
 Why a method of gunicorn's is wrapped: every hook is a setting, which a line of the user's own file would replace, and
 `on_starting` comes only after a preloaded app. This module has no settings, so there is nothing to replace.
 
-The workers find the directory in their environment, absolute. They start the manager again if it dies.
+The workers find the directory in their environment, absolute. They start the manager again if it dies. When they are
+stopped they wait for nothing any more (``stopping``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from . import sidecar, users
+from . import sidecar, stopping, users
 from .errors import StateError
 from .settings import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, START_VARIABLE, DirectoryAddress, resolve_address, variable
 
@@ -62,3 +63,4 @@ def _bring_manager(cfg: Any) -> None:
 
 
 Arbiter.setup = _set_up_with_manager
+stopping.install()

@@ -130,17 +130,30 @@ class StateServer(multiprocessing.managers.Server):
 
     def serve_forever(self) -> None:
         """Serve until stopped, then send what is unsent and close everything."""
-        ready = self._ready
+        ready, waiting = self._ready, self.service.lines.by_name
         poll = self._poller.poll if self.spin == 0.0 else self._spin
         try:
             while not self._stopping:
-                events = poll(0.0 if self._backlog or self._untidy else HOUSEKEEPING)
+                rest = HOUSEKEEPING if not waiting else self._rest()
+                events = poll(0.0 if self._backlog or self._untidy else rest)
                 if len(events) != 1 or self._backlog or not self._one(ready[events[0][0]]):
                     self._tick(events)
                 if self.now >= self._next_housekeeping or self._untidy:
                     self._keep_house()
+                if waiting and self.service.next_wake() <= self.now:
+                    self._wake()
         finally:
             self._close_all()
+
+    def _rest(self) -> float:
+        """Return how long nothing is to be done, if nothing happens: until somebody has waited for long enough."""
+        return max(0.0, min(HOUSEKEEPING, self.service.next_wake() - self.clock()))
+
+    def _wake(self) -> None:
+        """Run requests that wait and have been touched by something else than a request, or whose time has come."""
+        self.service.begin(self.now)
+        self.service.wake()
+        self._send_woken()
 
     def _spin(self, timeout: float) -> list[tuple[int, int]]:
         """Poll, but look for a while first without sleeping: waking an idle CPU may take longer than all else here.
@@ -178,9 +191,12 @@ class StateServer(multiprocessing.managers.Server):
         try:
             service.commit()
         except StateError as error:
-            reply = self._refuse(connection, connection.handler, data[HEADER:], error)
+            service.undo()
+            reply = self._alone(connection, connection.handler, data[HEADER:], error)
         if reply is not None:
             self._answer(connection, reply)
+        if service.woken:
+            self._send_woken()
         return True
 
     def answer_while_loading(self, progress: str) -> None:
@@ -229,6 +245,8 @@ class StateServer(multiprocessing.managers.Server):
             if reply is not None:
                 replies.append((connection, handler, payload, reply))
                 size += len(reply)
+            elif handler == self._request:
+                replies.append((connection, handler, payload, None))  # it may be parked
             if connection.pending:
                 self._backlog.append(connection)
             else:
@@ -241,15 +259,25 @@ class StateServer(multiprocessing.managers.Server):
         for connection, _, _, reply in replies:
             if reply is not None:
                 self._answer(connection, reply)
+        if service.woken:
+            self._send_woken()
+
+    def _send_woken(self) -> None:
+        """Send the replies of requests that were parked."""
+        woken, self.service.woken = self.service.woken, []
+        for lane, reply in woken:
+            if connection := self._by_lane.get(lane):
+                self._answer(connection, reply)
 
     def _alone(self, connection: Connection, handler: Handler, payload: bytes, error: StateError) -> bytes | None:
-        """Run a request of a tick that could not be logged again, in a tick of its own.
+        """Run a request of a tick that could not be logged again, in a tick of its own, in which nobody else is woken.
 
         After a failed sync nothing can be logged any more; the error says that the outcome is unknown, to all of them.
         """
         if isinstance(error, OutcomeUnknown):
             return self._refuse(connection, handler, payload, error)
-        reply = handler(connection, payload)
+        with self.service.holding():
+            reply = handler(connection, payload)
         try:
             self.service.commit()
         except StateError as again:
@@ -261,7 +289,9 @@ class StateServer(multiprocessing.managers.Server):
         self.service.undo()
         try:
             with self.service.refusing(error):
-                return handler(connection, payload)
+                reply = handler(connection, payload)
+            self.service.commit()  # nothing but that it was parked, perhaps
+            return reply
         finally:
             # The frames that it passed through hold the request, and nobody collects cycles here.
             error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -337,6 +367,7 @@ class StateServer(multiprocessing.managers.Server):
         lane = connection.lane
         if lane is not None and self._by_lane.get(lane) is connection:
             del self._by_lane[lane]
+            self.service.unpark(lane)
 
     def _close_all(self) -> None:
         if self._accepting:
@@ -524,6 +555,7 @@ class StateServer(multiprocessing.managers.Server):
             "uptime": time.monotonic() - self._started,
             "connections": len(self.connections()),
             "sessions": len(self.service.sessions),
+            "waiting": self.service.lines.count,
             "spaces": len(store.spaces),
             "entries": store.entries,
             "bytes": store.bytes,

@@ -9,6 +9,9 @@ Rules
 - A write carries a number; asked again with the same number on the same lane, the stored reply is the answer and
   nothing runs. So a retry counts once. A lane is forgotten only when its process has ended: until then a retry may
   still come.
+- A request that cannot proceed is parked (``parking``) and has no reply yet. After a change the lines that wait for it
+  are run, from the head to the first that waits again, before the next request. Those replies are in ``woken``, to be
+  sent after the commit like all others. In a tick that is undone everybody is back in his place.
 - A tick that cannot be logged is undone as a whole. Its requests are then run again one by one, so that only those get
   the error that cannot do without the log (``refusing``); what the manager itself wanted to change waits.
 """
@@ -22,7 +25,9 @@ from typing import Any, Final, Protocol
 
 from .checks import OPTIONS, shown
 from .commands import TABLE, Command
+from .commands.base import Done, View, Wait, row
 from .errors import StateError, to_wire
+from .parking import Lines, Parked
 from .policies import adapt, kept, options_of
 from .sessions import LANE_BITS, SESSIONS, Lane, LaneRecord, Session
 from .store import ABSENT, NEVER, Change, Entry, Store, cost
@@ -31,6 +36,12 @@ from .wire import ERROR, RETURN, packer, unpack
 
 SWEEP_LIMIT: Final = 500
 """Expired entries that one tick deletes, and freed entries of emptied spaces."""
+
+
+WAKE_LIMIT: Final = 500
+"""Parked requests whose time has come that one tick looks at."""
+RETRY: Final = 1.0
+"""Seconds until lines are run again after what they changed could not be logged."""
 
 
 class Log(Protocol):
@@ -48,6 +59,14 @@ class Page(Protocol):
 
     def publish_all(self, versions: array[int]) -> None:
         """Show all versions."""
+
+
+class Waiting(StateError):
+    """A command returned this ``Wait``; it only gets as far as to who has no lane to wait on."""
+
+    def __init__(self, wait: Wait) -> None:
+        super().__init__("this waits, which takes a client with lanes")
+        self.wait = wait
 
 
 class NoLog:
@@ -76,7 +95,10 @@ class Service:
         self.page: Page | None = None
         self._max_memory = max_memory
         self._table = dict(table)
-        self._view = StoreView(store, token)
+        self.lines = Lines()
+        self._touched_lines, self._moved = self.lines.touched, self.lines.moved
+        self.woken: list[tuple[Lane, bytes]] = []  # replies to requests that were parked, to send after the commit
+        self._view = StoreView(store, token, self.lines)
         self._pack = packer().pack
         self._touched: list[tuple[Lane, int, bytes]] = []  # lanes that this tick answers, and what they were before
         self._records: list[LaneRecord] = []  # lanes to log without a request: new ones, forgotten ones
@@ -84,6 +106,9 @@ class Service:
         self._refusal: StateError | None = None
         self._last_session = 0
         self._written: Change | None = None  # what the last command changed, if that is one entry
+        self._holding = False  # lines are left alone for the moment
+        self._not_before = 0.0  # lines are left alone until then
+        self.add(row("manager", "abandon", self._abandon, writes=True))
 
     def __repr__(self) -> str:
         store = self.store
@@ -100,7 +125,7 @@ class Service:
         self._view.now = now
 
     def handle(self, lane: Lane | None, payload: bytes) -> bytes | None:
-        """Run the request in a payload and return the reply, None for one that is out of date.
+        """Run the request in a payload and return the reply, None for one that is out of date or was parked.
 
         The reply to a write that changed one entry has its version, and its deadline if it has one: with them the
         writer can keep what it wrote.
@@ -116,6 +141,8 @@ class Service:
                 number = message[4]
                 if number <= lane.number:
                     return lane.reply if number == lane.number else None
+                if lane.parked is not None:
+                    self.unpark(lane)
             args = message[2]
             if type(args) is not list or message[3]:
                 raise ValueError("a request's arguments are a list, and it has no keyword arguments")
@@ -131,21 +158,32 @@ class Service:
                     reply = self._pack((RETURN, result, number, version, entry.deadline))
                 else:
                     reply = self._pack((RETURN, result, number, version))
+        except Waiting as waiting:
+            answer = self._park(lane, number, message, waiting.wait)
+            if answer is None:
+                self._run_touched()
+                return None
+            reply = self._pack(answer if number is None else (*answer, number))
         except Exception as error:
             reply = self._pack((ERROR, to_wire(error)) if number is None else (ERROR, to_wire(error), number))
         if lane is not None and number is not None and self._refusal is None:
             self._touched.append((lane, lane.number, lane.reply))
             lane.number = number
             lane.reply = reply
+        if self._touched_lines and not self._holding:
+            self._run_lines()
         return reply
 
-    def call_unattached(self, kind: str, name: str, args: Sequence[Any]) -> Any:
-        """Run one command for somebody who has no lane."""
-        self._view.lane = None
-        return self.call(kind, name, args)
+    def call_unattached(self, kind: str, name: str, args: Sequence[Any], lane: Lane | None = None) -> Any:
+        """Run one command for somebody who sends no payloads, perhaps as if it came on this lane."""
+        self._view.lane = lane
+        try:
+            return self.call(kind, name, args)
+        finally:
+            self._run_touched()
 
     def call(self, kind: str, name: str, args: Sequence[Any]) -> Any:
-        """Run one command and return its result; its changes are applied."""
+        """Run one command and return its result; its changes are applied. Raises Waiting if it returns a Wait."""
         try:
             command = self._table[kind, name]
         except (KeyError, TypeError):
@@ -155,7 +193,8 @@ class Service:
         self.commands += 1
         view = self._view
         outcome = command.function(view, view.now, *args)
-        assert type(outcome) is tuple, "parking comes with the first command that waits"
+        if type(outcome) is Wait:
+            raise Waiting(outcome)
         result, changes = outcome
         self._written = None
         if changes:
@@ -187,12 +226,19 @@ class Service:
             view.settle()
         if self._touched:
             self._touched = []
+        if self._moved:
+            self.lines.settle()
         if self.store.changed or self.store.all_changed:
             self._publish()
 
     def undo(self) -> None:
-        """Take back everything since the last commit; versions alone go on growing."""
+        """Take back everything since the last commit; versions alone go on growing.
+
+        A request that was parked since then is to be run again, like those that were answered.
+        """
         self._view.take_back()
+        self.lines.take_back()
+        self.woken.clear()
         for lane, number, reply in reversed(self._touched):
             lane.number, lane.reply = number, reply
         for new in self._new:
@@ -219,9 +265,146 @@ class Service:
         """While this lasts nothing changes: a request that would change something gets the error, the others go on."""
         self._refusal, self._view.frozen = error, True
         try:
-            yield
+            with self.holding():
+                yield
         finally:
             self._refusal, self._view.frozen = None, False
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """While this lasts no line is run: a request that frees something is not to fail for those who wait for it."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    def _park(self, lane: Lane | None, number: int | None, message: list[Any], wait: Wait) -> tuple[str, Any] | None:
+        """Let a request wait; return what is to be answered if it cannot, or may not wait any longer."""
+        if wait.until <= self._view.now:
+            return RETURN, wait.timed_out
+        if lane is None:
+            return ERROR, to_wire(Waiting(wait))
+        self.unpark(lane)
+        parked = Parked(lane, number, message[0], message[1], message[2])
+        parked.until, parked.timed_out = wait.until, wait.timed_out
+        try:
+            self.lines.park(parked, (wait.space, wait.key), min(wait.until, wait.retry_at))
+        except StateError as error:
+            return ERROR, to_wire(error)
+        return None
+
+    def _run_touched(self) -> None:
+        if self.lines.touched and not self._holding:
+            self._run_lines()
+
+    def _run_lines(self) -> None:
+        """Run the lines that were touched, each from its head to the first that waits again."""
+        lines = self.lines
+        while lines.touched:
+            name = next(iter(lines.touched))
+            while (head := lines.head(name)) is not None and self._try(head):
+                pass
+            lines.touched.pop(name, None)
+
+    def _try(self, parked: Parked) -> bool:
+        """Run a parked request again; return whether it was answered."""
+        self._view.lane, self.lines.current = parked.lane, parked
+        answer: tuple[Any, ...]
+        try:
+            answer = RETURN, self.call(parked.kind, parked.name, parked.args)
+        except Waiting as waiting:
+            if self._view.now < parked.until:
+                due = min(parked.until, waiting.wait.retry_at)
+                if due != parked.due or due <= self._view.now:
+                    self.lines.set_due(parked, due)
+                return False
+            answer = RETURN, parked.timed_out
+        except Exception as error:
+            answer = ERROR, to_wire(error)
+        finally:
+            self.lines.current = None
+        self._answer(parked, answer)
+        return True
+
+    def _answer(self, parked: Parked, answer: tuple[Any, ...]) -> None:
+        lane, number = parked.lane, parked.number
+        reply = self._pack(answer if number is None else (*answer, number))
+        if number is not None and self._refusal is None:
+            self._touched.append((lane, lane.number, lane.reply))
+            lane.number = number
+            lane.reply = reply
+        self.lines.wake(parked)
+        self.woken.append((lane, reply))
+
+    def next_wake(self) -> float:
+        """Return when ``wake`` is to be called, infinite if nobody waits for a time."""
+        return max(0.0 if self.lines.touched else self.lines.next_due(), self._not_before)
+
+    def wake(self) -> None:
+        """Run what was touched between ticks and those requests whose time has come, in a tick of its own.
+
+        If that cannot be logged, only those are answered who cannot wait any longer.
+        """
+        now = self._view.now
+        try:
+            for parked in self.lines.due(now, WAKE_LIMIT):
+                if not parked.in_line:
+                    continue
+                if self.lines.ahead_of(parked):
+                    self._try(parked)
+                else:
+                    self.lines.touched[parked.line] = None
+            self._run_lines()
+            self.commit()
+        except StateError as error:
+            self.undo()
+            self._not_before = now + RETRY
+            with self.refusing(error):
+                for parked in self.lines.due(now, WAKE_LIMIT):
+                    if parked.until <= now:
+                        self._answer(parked, (RETURN, parked.timed_out))
+                    else:
+                        self.lines.set_due(parked, parked.due)
+                self.commit()
+
+    def unpark(self, lane: Lane) -> None:
+        """Forget what waits on a lane, whose connection has ended or asks for something else: nobody reads the answer.
+
+        One that was woken in this very tick stays answered, for a retry; but the answer is not sent.
+        """
+        if lane.parked is not None:
+            if not lane.parked.in_line:
+                self.woken[:] = [item for item in self.woken if item[0] is not lane]
+            self.lines.unpark(lane)
+
+    def _abandon(self, view: View, now: float, id_: int, number: int, kind: str, name: str, args: list[Any]) -> Done:
+        """See to it that a request of another lane, whose caller has given up, has no effect; return whether it had.
+
+        One that waits leaves its line, one that was not run never is, and one that has got something gives it back.
+        """
+        if type(id_) is not int or type(number) is not int or type(args) is not list or view.session is None:
+            raise TypeError("abandon takes a lane of the same session, a number, and what was asked with it")
+        lane = view.session.lanes.get(id_)
+        if lane is None or number < lane.number:
+            return False, ()
+        executed = number == lane.number
+        kind_of_reply, result, *_ = unpack(lane.reply) if executed and lane.reply else (ERROR, None)
+        command = self._table.get((kind, name))
+        changes: Sequence[Change] = ()
+        if kind_of_reply == RETURN and command is not None and command.reverse is not None:
+            _, changes = command.reverse(view, now, result, *args)
+        if self._refusal is not None:
+            if changes or not executed:
+                raise self._refusal
+            return False, ()
+        self.unpark(lane)
+        self._touched.append((lane, lane.number, lane.reply))
+        lane.number = number
+        lane.reply = self._pack((ERROR, to_wire(StateError("whoever asked this has given up")), number))
+        return bool(changes), changes
 
     # -- between ticks ---------------------------------------------------------------------------------------------
 
@@ -254,6 +437,7 @@ class Service:
             session = self.sessions[id_] = Session(self._last_session, id_, pid, started)
         found = session.lanes.get(lane)
         if found is not None:
+            self.unpark(found)
             return found, True
         found = session.lanes[lane] = Lane(session, lane)
         if self._refusal is None:
@@ -274,6 +458,8 @@ class Service:
 
         Not within a tick. Raises StateError if the log takes no more: then the rest stays.
         """
+        for lane in session.lanes.values():
+            self.unpark(lane)
         owned = self.store.owned(session.number, SWEEP_LIMIT * 10)
         if owned:
             self._view.apply(owned)

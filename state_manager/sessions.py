@@ -7,7 +7,10 @@ the same write, so that a retry after a crash gets the answer instead of a secon
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .parking import Parked
 
 SESSIONS: Final = ":sessions"
 LANE_BITS: Final = 16
@@ -18,9 +21,9 @@ LaneRecord = tuple[int, int, bytes] | tuple[int]
 
 
 class Lane:
-    """One connection's place in line: the number of its last write and the reply to it."""
+    """One connection's place: the number of its last write and the reply to it, and the request that waits on it."""
 
-    __slots__ = ("id", "key", "number", "reply", "session")
+    __slots__ = ("id", "key", "number", "parked", "reply", "session")
 
     def __init__(self, session: Session, id_: int, number: int = 0, reply: bytes = b"") -> None:
         self.session = session
@@ -28,6 +31,7 @@ class Lane:
         self.key = session.number << LANE_BITS | id_
         self.number = number
         self.reply = reply
+        self.parked: Parked | None = None
 
     def __repr__(self) -> str:
         return f"<Lane of {self.session.pid} at {self.number}>"

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from .checks import Key
 from .errors import StateError
+from .parking import Lines
 from .sessions import Lane, Session
 from .store import ABSENT, Change, Entry, Store, cost
 
@@ -39,8 +40,10 @@ class Iteration:
 class StoreView:
     """A store at one moment, for one lane. ``changes`` and ``undo`` collect what was applied since ``settle``."""
 
-    def __init__(self, store: Store, token: Callable[[], str]) -> None:
+    def __init__(self, store: Store, token: Callable[[], str], lines: Lines) -> None:
         self.store = store
+        self._lines = lines
+        self._line_names = lines.by_name
         self._spaces = store.spaces
         self.token = token
         self.now = 0.0
@@ -63,6 +66,8 @@ class StoreView:
         """Make changes, which ``settle`` will make final or ``take_back`` undo."""
         self.undo.append(self.store.apply(changes))
         self.changes += changes
+        if self._line_names:
+            self._lines.touch(changes)
 
     def settle(self) -> None:
         """What was changed is final."""
@@ -129,6 +134,14 @@ class StoreView:
 
     def spaces(self) -> list[tuple[str, int, int]]:
         return [(space.name, len(space.entries), space.bytes) for space in self._spaces.values()]
+
+    # -- who waits -------------------------------------------------------------------------------------------------
+
+    def ahead(self, space: str, key: Key | None) -> int:
+        return self._lines.ahead((space, key))
+
+    def waiting(self, space: str, key: Key | None) -> int:
+        return len(self._line_names.get((space, key), ()))
 
     # -- iterations ------------------------------------------------------------------------------------------------
 

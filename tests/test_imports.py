@@ -25,6 +25,7 @@ SERVER = [
     "store",
     "policies",
     "sessions",
+    "parking",
     "commands",
     "view",
     "service",
@@ -35,13 +36,14 @@ SERVER = [
 ]
 SERVER += ["stock", "journal", "durability", "offline", "server", "manager"]
 CLIENT = ["frozen", "nearcache", "sidecar", "client", "backups", "proxies", "api", "__init__"]
-CLIENT += ["flask", "supervisor", "gunicorn", "cli_output", "exports", "cli_commands", "cli_files", "cli", "__main__"]
+CLIENT += ["flask", "stopping", "supervisor", "gunicorn", "cli_output", "exports", "cli_commands"]
+CLIENT += ["cli_files", "cli", "__main__"]
 
 LAZILY = {("api", "memory"), ("cli_commands", "manager"), ("cli_files", "offline")}
 """Imports of the other half, each inside the one function that needs it."""
 
 PURE = {"errors", "checks", "leaves", "classes", "codec", "store", "policies", "commands", "sessions", "view"}
-PURE |= {"service", "frozen", "nearcache"}
+PURE |= {"parking", "service", "frozen", "nearcache"}
 IMPURE = {
     "asyncio",
     "multiprocessing",

@@ -23,6 +23,8 @@ NAMES = {
         "dict": "(name, *, durable=..., max_bytes=..., on_full=..., ephemeral=...)",
         "counter": "(name)",
         "secret": "(name)",
+        "lock": "(name, lease=None, timeout=20.0, reentrant=False)",
+        "semaphore": "(name, n, lease=None, timeout=20.0)",
         "once": "(key, ttl)",
         "spaces": "()",
         "drop": "(name)",
@@ -59,6 +61,23 @@ NAMES = {
         "copy": "()",
     },
     "Counter": {"value": "property", "increment": "(by=1)", "decrement": "(by=1)", "reset": "(value=0)"},
+    "Lock": {
+        "acquire": "(blocking=True, timeout=None)",
+        "release": "()",
+        "locked": "()",
+        "token": "property",
+        "owner": "property",
+        "waiters": "property",
+    },
+    "Semaphore": {
+        "acquire": "(blocking=True, timeout=None)",
+        "release": "()",
+        "locked": "()",
+        "token": "property",
+        "owners": "property",
+        "waiters": "property",
+    },
+    "Owner": {"pid": "field", "thread": "field", "since": "field"},
     "Secret": {"current": "property", "previous": "property", "rotate": "(keep=2)"},
     "Space": {"name": "field", "kind": "field", "entries": "field", "bytes": "field"},
 }
@@ -112,14 +131,15 @@ def test_methods(name: str) -> None:
 def test_protocols() -> None:
     for method in ("__getitem__", "__setitem__", "__delitem__", "__contains__", "__len__", "__iter__", "__eq__"):
         assert method in vars(state_manager.SharedDict)
-    for method in ("__enter__", "__exit__"):
-        assert method in vars(state_manager.StateManager)
+    for cls in (state_manager.StateManager, state_manager.Lock, state_manager.Semaphore):
+        for method in ("__enter__", "__exit__"):
+            assert hasattr(cls, method)
     assert "__int__" in vars(state_manager.Counter)
 
 
 def test_shared_state() -> None:
     assert signature(SharedState) == "(app=None)"
-    for method in ("init_app", "dict", "counter", "secret", "manager"):
+    for method in ("init_app", "dict", "counter", "secret", "lock", "semaphore", "manager"):
         assert hasattr(SharedState, method), method
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from . import entries, many, options, system
+from . import entries, locks, many, options, system
 from .base import Command
 
 TABLE: dict[tuple[str, str], Command] = {
     (command.kind, command.name): command
-    for command in (*entries.COMMANDS, *many.COMMANDS, *options.COMMANDS, *system.COMMANDS)
+    for family in (entries, many, options, locks, system)
+    for command in family.COMMANDS
 }
 """By kind of object (the ident in a request) and name of the method."""
 

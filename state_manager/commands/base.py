@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, final
 
 from msgpack import packb
 
@@ -56,16 +56,29 @@ class View(Protocol):
 
     @property
     def session(self) -> Session | None:
-        """The process that asks, None for a stock client or ``memory://``."""
+        """The process that asks, None for a stock client."""
+
+    def ahead(self, space: str, key: Key | None) -> int:
+        """Return how many requests that wait for ``(space, key)`` stand before this one, which may be one of them."""
+
+    def waiting(self, space: str, key: Key | None) -> int:
+        """Return how many requests wait for ``(space, key)``."""
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The command cannot proceed: run it again when ``resource`` is touched or at ``retry_at``, until ``deadline``."""
+    """The command cannot proceed: run it again when ``(space, key)`` changes (key None: anything in the space).
 
-    resource: tuple[str, Key]
-    retry_at: float | None
-    deadline: float
+    At the head of its line it is also run at ``retry_at``. At the time ``until``, which it keeps from its first run,
+    the answer is ``timed_out``. Who wants first come, first served waits while anybody is ``ahead``.
+    """
+
+    space: str
+    key: Key | None
+    until: float
+    retry_at: float = NEVER
+    timed_out: Any = None
 
 
 Done: TypeAlias = tuple[Any, Sequence[Change]]
@@ -75,7 +88,10 @@ Function: TypeAlias = Callable[..., Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A row of the command table. ``writes``: its request carries a number, and a repeat gets the stored reply."""
+    """A row of the command table. ``writes``: its request carries a number, and a repeat gets the stored reply.
+
+    ``reverse``: takes back what an executed request has got, whose caller has given up: from its result and arguments.
+    """
 
     kind: str
     name: str
@@ -84,14 +100,17 @@ class Command:
     least: int
     most: int
     doc: str
+    reverse: Callable[..., Done] | None = None
 
 
-def row(kind: str, name: str, function: Function, *, writes: bool) -> Command:
+def row(
+    kind: str, name: str, function: Function, *, writes: bool, reverse: Callable[..., Done] | None = None
+) -> Command:
     """Make a row; the numbers of arguments and the one-line doc are the function's own."""
     parameters = list(inspect.signature(function).parameters.values())[2:]  # without view and now
     least = sum(parameter.default is parameter.empty for parameter in parameters)
     doc = (function.__doc__ or "").strip().splitlines()[0]
-    return Command(kind, name, function, writes, least, len(parameters), doc)
+    return Command(kind, name, function, writes, least, len(parameters), doc, reverse)
 
 
 def check_readable(space: object) -> None:

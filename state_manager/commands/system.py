@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..checks import COUNTERS, OPTIONS, SECRETS, check_int, check_key, check_name, seconds
+from ..checks import COUNTERS, LOCKS, OPTIONS, SECRETS, SEMAPHORE, check_int, check_key, check_name, seconds
 from ..store import ABSENT, Entry
 from .base import FINGERPRINTS, ONCE, Done, View, row, value_of
 from .entries import add_to
@@ -12,7 +12,7 @@ PREVIOUS_LIMIT = 16
 FINGERPRINT_LIMIT = 64
 """Processes whose fingerprint of one name is remembered."""
 
-KINDS = {COUNTERS: "counter", SECRETS: "secret"}
+KINDS = {COUNTERS: "counter", SECRETS: "secret", LOCKS: "lock"}
 """The kind of the things that a space of the manager's own holds; the others are of kind "system"."""
 
 
@@ -86,9 +86,12 @@ def fingerprints(view: View, now: float, name: str, pid: int, digest: str) -> Do
 def spaces(view: View, now: float) -> Done:
     """Return ``[name, kind, entries, bytes]`` of every space."""
     return [
-        [name, KINDS.get(name, "system") if name[0] == ":" else "dict", entries, size]
-        for name, entries, size in view.spaces()
+        [name, _kind(name) if name[0] == ":" else "dict", entries, size] for name, entries, size in view.spaces()
     ], ()
+
+
+def _kind(name: str) -> str:
+    return "semaphore" if name.startswith(SEMAPHORE) else KINDS.get(name, "system")
 
 
 def drop(view: View, now: float, name: str) -> Done:

@@ -104,6 +104,9 @@ class _CurrentCaller:
     def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
         return self._state.manager._caller.exchange(kind, name, args, numbered)
 
+    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float) -> Any:
+        return self._state.manager._caller.wait(kind, name, args, timeout)
+
     def copies(self, space: str) -> Copies | None:
         return self._state.manager._caller.copies(space)
 

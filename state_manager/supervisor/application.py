@@ -26,6 +26,7 @@ from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import get_default_config_file
 from gunicorn.errors import ConfigError, HaltServer
 
+from state_manager import stopping
 from state_manager.supervisor import arguments
 
 ANSWER_SECONDS = 60.0
@@ -170,6 +171,7 @@ def main() -> None:
     plan, channel = arguments.parse_command_line(sys.argv[1:])
     sys.argv = ["-P", "-m", __spec__.name, *sys.argv[1:]]  # what gunicorn gives the interpreter after USR2
     try:
+        stopping.install()
         Application(plan, Channel(channel)).run()
     except HaltServer as halt:  # gunicorn raises it again while it halts, if a second worker has failed like the first
         sys.exit(halt.exit_status)
