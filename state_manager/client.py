@@ -186,7 +186,7 @@ class Client:
         self._lanes: list[Lane] = []
         self._idle: deque[Lane] = deque()
         self._waiting: set[Lane] = set()
-        self._abandoned: deque[tuple[Any, ...]] = deque()  # what the manager has not been told yet
+        self._abandoned: deque[tuple[Lane, tuple[Any, ...]]] = deque()  # what the manager has not been told yet
         self._lock = threading.Lock()  # for opening the directory
 
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
@@ -258,11 +258,11 @@ class Client:
         try:
             while True:
                 began = time.monotonic()
-                left = 0.0 if _stopping else max(until - began, 0.0)
                 if lane.sock is None:
                     lane.unsure = sent  # then the manager must know the lane, or nobody can tell what became of it
                     self._ask_again(lane, lane.pack(("manager", "ping", (), _NO_KEYWORDS)), True, began)
                 sock = lane.sock
+                left = 0.0 if _stopping else max(until - time.monotonic(), 0.0)
                 request = lane.pack((kind, name, (*args, left), _NO_KEYWORDS, lane.number))
                 self._waiting.add(lane)
                 try:
@@ -279,6 +279,9 @@ class Client:
                     sent = sent or lane.unsure
                     if _stopping and left:
                         raise TimedOut("the process is being stopped, so it waits for nothing any more") from None
+                    if time.monotonic() > until + self.timeout:
+                        raise self._too_late(sent, began) from None
+                    time.sleep(BACKOFF[0])
                 finally:
                     self._waiting.discard(lane)
             set_timeout(lane.sock, self.timeout)
@@ -288,35 +291,42 @@ class Client:
         except BaseException:
             lane.close()
             if asked and lane.session == self.session:  # not in a child that was forked meanwhile
-                self._abandon((lane.id, lane.number, kind, name, (*args, timeout)))
+                self._abandon(lane, (lane.id, lane.number, kind, name, (*args, timeout)))
+            else:
+                idle.append(lane)
             raise
-        finally:
-            idle.append(lane)
+        idle.append(lane)
         if reply[0] == RETURN:
             return reply[1]
         raise from_wire(*reply[1])
 
-    def _abandon(self, what: tuple[Any, ...]) -> None:
-        """Tell the manager, within a moment, that nobody waits for this any more: else when it answers again."""
-        self._abandoned.append(what)
+    def _abandon(self, lane: Lane, what: tuple[Any, ...]) -> None:
+        """Tell the manager, within a moment, that nobody waits for this any more: else when it answers again.
+
+        Nobody uses the lane before: a later number on it would say that this one has been dealt with.
+        """
+        self._abandoned.append((lane, what))
         with contextlib.suppress(StateError, OSError):
             self._tell_abandoned()
 
     def _tell_abandoned(self) -> None:
         while self._abandoned:
-            what = self._abandoned[0]
+            first = self._abandoned[0]
             idle = self._idle
             lane = self._take()
             lane.number += 1
             try:
                 lane.close()  # a new connection cannot be one that has broken
                 self._greet(lane, self._open(ABANDON_SECONDS))
-                lane.ask(lane.pack(("manager", "abandon", what, _NO_KEYWORDS, lane.number)))
+                kind, result, *_ = lane.ask(lane.pack(("manager", "abandon", first[1], _NO_KEYWORDS, lane.number)))
                 set_timeout(lane.sock, self.timeout)
             finally:
                 idle.append(lane)
+            if kind != RETURN and isinstance(error := from_wire(*result), StateError):
+                raise error  # such as a full disk: it is told again later
             with contextlib.suppress(ValueError):  # another thread may have told the same
-                self._abandoned.remove(what)
+                self._abandoned.remove(first)
+                idle.append(first[0])
 
     def end_waits(self) -> None:
         """Break off what waits at the moment. May be called from a signal handler."""

@@ -22,6 +22,7 @@ from state_manager import Lock, NotOwner, OutcomeUnknown, StateManager, TimedOut
 from state_manager import client as client_module
 from state_manager.client import Client
 from state_manager.client import Lane as ClientLane
+from state_manager.proxies import locks as locks_module
 
 FREED_WITHIN = 2.0
 SECONDS = 20.0
@@ -496,3 +497,52 @@ def test_the_numbers_of_a_thread_that_has_ended_mean_nothing(manager: StateManag
         thread.start()
         thread.join()
     assert results == [True, False, False]
+
+
+def test_what_is_not_held_leaves_no_note(tmp_path: Path) -> None:
+    """Locks named after users are many."""
+    with connect(f"memory://{tmp_path}") as manager:
+        lock, semaphore = manager.lock("l", timeout=0.01), manager.semaphore("s", 1, timeout=0.01)
+        for held in (lock, semaphore):
+            assert held.token is None
+            with held:
+                assert not held.acquire(blocking=False)
+                assert len(locks_module._grants(manager._caller)) == 1
+            assert not locks_module._grants(manager._caller)
+
+
+def test_a_grant_to_one_who_gave_up_is_given_back_whatever_he_asks_next(
+    managers: Managers, manager: StateManager
+) -> None:
+    """The manager could not be told at once: a later number on that lane must not hide the abandoned one."""
+    hurried = connect(managers.directory, timeout=0.5)
+    shared, lock = hurried.dict("d"), hurried.lock("m", timeout=0.2)
+    shared["a"] = 1
+    os.kill(managers.process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(OutcomeUnknown):
+            lock.acquire()
+    finally:
+        os.kill(managers.process.pid, signal.SIGCONT)
+    shared["a"] = 2
+    wait_for(lambda: not manager.lock("m").locked())
+    assert lock.acquire()
+    lock.release()
+
+
+def test_a_wait_that_always_breaks_off_ends(managers: Managers, monkeypatch: pytest.MonkeyPatch) -> None:
+    hurried = connect(managers.directory, timeout=0.3)
+    hurried.ping()
+    ask = ClientLane.ask
+
+    def breaking(lane: ClientLane, request: bytes) -> Any:
+        if b"acquire" in request:
+            lane.close()
+            raise ConnectionResetError
+        return ask(lane, request)
+
+    monkeypatch.setattr(ClientLane, "ask", breaking)
+    start = time.monotonic()
+    with pytest.raises(Unavailable):
+        hurried.lock("m", timeout=0.2).acquire()
+    assert time.monotonic() - start < 5

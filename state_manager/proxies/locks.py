@@ -43,8 +43,8 @@ class Holding(NamedTuple):
     waiters: int
 
 
-def _tokens(caller: WaitingCaller, kind: str, name: str) -> list[int]:
-    """Return the tokens of what this thread or greenlet has been granted, the last one last."""
+def _grants(caller: WaitingCaller) -> dict[tuple[str, str], list[int]]:
+    """Return, by kind and name, the tokens of what this thread or greenlet has been granted, the last one last."""
     global _here
     if type(_here) is not threading.local:
         _here = threading.local()
@@ -52,8 +52,8 @@ def _tokens(caller: WaitingCaller, kind: str, name: str) -> list[int]:
         callers = _here.callers
     except AttributeError:
         callers = _here.callers = WeakKeyDictionary()
-    tokens: list[int] = callers.setdefault(caller, {}).setdefault((kind, name), [])
-    return tokens
+    grants: dict[tuple[str, str], list[int]] = callers.setdefault(caller, {})
+    return grants
 
 
 class Held:
@@ -87,24 +87,31 @@ class Held:
         if not blocking and timeout is not None:
             raise ValueError("without blocking there is no timeout")
         wait = (self._timeout if timeout is None else check_timeout(timeout)) if blocking else 0.0
-        tokens = _tokens(self._caller, self.kind, self._name)
-        token = self._caller.wait(self.kind, "acquire", self._asked(tokens), wait)
+        token = self._caller.wait(self.kind, "acquire", self._asked(self._tokens()), wait)
         if token is None:
             return False
-        tokens.append(token)
+        _grants(self._caller).setdefault((self.kind, self._name), []).append(token)
         return True
 
     def release(self) -> None:
         """Let go. Raises NotOwner if this thread or greenlet holds nothing, or no longer: a lease may have ended."""
-        tokens = _tokens(self._caller, self.kind, self._name)
+        tokens = self._tokens()
         if not tokens:
             raise NotOwner(f"this thread has not acquired the {self.kind} {self._name!r}, or has let go of it")
         try:
             self._caller.call(self.kind, "release", (self._name, tokens[-1]), True)
         except NotOwner:
-            tokens.pop()
+            self._forget(tokens)
             raise
+        self._forget(tokens)
+
+    def _tokens(self) -> list[int]:
+        return _grants(self._caller).get((self.kind, self._name), [])
+
+    def _forget(self, tokens: list[int]) -> None:
         tokens.pop()
+        if not tokens:
+            _grants(self._caller).pop((self.kind, self._name), None)
 
     @property
     def token(self) -> int | None:
@@ -113,7 +120,7 @@ class Held:
         It is larger than that of any former holder, for ever. Whoever is written to can refuse a smaller one than it
         has seen, and so is safe from a holder whose lease ended without his noticing.
         """
-        tokens = _tokens(self._caller, self.kind, self._name)
+        tokens = self._tokens()
         return tokens[-1] if tokens else None
 
     @property
