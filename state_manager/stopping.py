@@ -28,9 +28,8 @@ def _load_and_handle(worker: Any) -> None:
         handler = signal.getsignal(number)
         if callable(handler):
             signal.signal(number, _then_end_waits(handler))
-    signal.siginterrupt(
-        signal.SIGTERM, False
-    )  # as gunicorn has it; a ``recv`` with a timeout is interrupted all the same
+    # ``signal.signal`` has undone what gunicorn asks for here; a ``recv`` with a timeout is interrupted all the same.
+    signal.siginterrupt(signal.SIGTERM, False)
 
 
 def _then_end_waits(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], None]:
