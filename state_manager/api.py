@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .backups import back_up
+from .caller import WaitingCaller
 from .checks import LOCKS, SEMAPHORE, Key, check_key, seconds, shown
-from .client import Client, WaitingCaller
+from .client import Client
 from .errors import StateError
 from .nearcache import NearCache
 from .proxies.counters import Counter

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 from . import archive
 from .archive import Progress, Source
+from .caller import Asker
 from .checked import open_file, refusing
-from .client import Asker
 from .directory import StateDirectory
 from .errors import StateError
 

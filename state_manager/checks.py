@@ -19,8 +19,18 @@ COUNTERS: Final = ":counters"
 SECRETS: Final = ":secrets"
 OPTIONS: Final = ":options"
 LOCKS: Final = ":locks"
+LEADERS: Final = ":leaders"
+CHANNELS: Final = ":channels"
 SEMAPHORE: Final = ":semaphore:"
-"""Spaces of the manager's own that clients know of; each semaphore has one, of this name and its own."""
+QUEUE: Final = ":queue:"
+TAKEN: Final = ":taken:"
+CHANNEL: Final = ":channel:"
+FLIGHT: Final = ":flight:"
+"""Spaces of the manager's own that clients know of. Each semaphore, queue and channel has one of this name and its own;
+a queue has another for what was taken and not acknowledged, and a dict one for what is being computed for it."""
+
+DEAD: Final = ":dead"
+"""What the name of a queue for undeliverable items ends in."""
 
 SHORT: Final = KEY_LIMIT // 4
 """Characters that a str may have to be within the limit however they are encoded."""

@@ -28,24 +28,23 @@ import contextlib
 import itertools
 import os
 import socket
-import struct
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from . import sidecar
 from .directory import SOCKET, StateDirectory
 from .errors import OutcomeUnknown, StateError, TimedOut, TooLarge, Unavailable, from_wire
+from .lanes import Lane, receive, set_timeout
 from .nearcache import Copies, NearCache
 from .settings import FRAME_LIMIT, PROTOCOL, VERSION
 from .versions import Page
-from .wire import HEADER, LENGTH, LOADING, RETURN, check_server, check_welcome, client_handshake, frame, packer, unpack
+from .wire import LOADING, RETURN, check_server, check_welcome, client_handshake, frame
 
-RECV: Final = 65_536
 DOWN_SECONDS: Final = 0.1
 """The deadline of a call after one whose own has passed."""
 LAST_TRY_SECONDS: Final = 0.05
@@ -59,99 +58,10 @@ ABANDON_SECONDS: Final = 1.0
 BACKOFF: Final = (0.002, 0.1)
 """Seconds to wait after the first failed try and at most; each try doubles it."""
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
-_pack_length = LENGTH.pack
-_read_length = LENGTH.unpack_from
-
-
-class Asker(Protocol):
-    """Runs commands."""
-
-    def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
-        """Run a command and return its result. ``numbered``: it writes, so a retry must count once."""
-
-
-class Caller(Asker, Protocol):
-    """What proxies call: a ``Client``, or the store in this process (``memory``)."""
-
-    def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
-        """Do the same and return the whole reply, with the page under which copies of what it says may be kept."""
-
-    def copies(self, space: str) -> Copies | None:
-        """Return this process's copies of a space, None if it keeps none; and ``look``."""
-
-    def lasting_copies(self, space: str) -> Copies | None:
-        """Return them if they are the same for as long as this caller is used, else None."""
-
-    def look(self) -> None:
-        """See to it that copies are not used for ever that nobody can mark as out of date any more."""
-
-    def close(self) -> None: ...
-
-
-class WaitingCaller(Caller, Protocol):
-    """One that can wait as well."""
-
-    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float) -> Any:
-        """Run a command that may wait, up to ``timeout`` seconds, which it takes as its last argument."""
 
 
 class StillLoading(Unavailable):
     """The manager is reading its journal."""
-
-
-class Lane:
-    """One connection, or the place of one: ``sock`` is None until it is attached, and after it broke."""
-
-    __slots__ = ("boot", "id", "large", "number", "pack", "page", "session", "sock", "unsure")
-
-    def __init__(self, session: bytes, id_: int) -> None:
-        self.session = session
-        self.id = id_
-        self.number = 0
-        self.pack = packer().pack
-        self.sock: socket.socket | None = None
-        self.unsure = False
-        self.large = False  # whether the last reply was
-        self.boot = b""  # which manager is at the other end, and where its page is
-        self.page: str | None = None
-
-    def ask(self, request: bytes) -> Any:
-        """Send a request and return the reply. After an exception the lane is closed, and ``unsure`` tells whether the
-        manager may have got the request: it cannot act on half a frame.
-        """
-        sock: Any = self.sock
-        try:
-            sock.sendall(_pack_length(len(request)) + request)
-        except BaseException:
-            self.close()
-            self.unsure = False
-            raise
-        try:
-            data = sock.recv(RECV)
-            if len(data) <= HEADER or _read_length(data)[0] != len(data) - HEADER:
-                data = receive(sock, data)
-                self.large = len(data) > RECV
-                return unpack(data)
-            return unpack(data[HEADER:])
-        except BaseException:
-            self.close()
-            self.unsure = True
-            raise
-
-    def close(self) -> None:
-        sock, self.sock = self.sock, None
-        if sock is not None:
-            sock.close()
-
-    def __del__(self) -> None:
-        self.close()  # a manager that is dropped without close() is no leak, and no ResourceWarning
-
-    def abandon(self) -> None:
-        """Close a descriptor that a parent process shares, and leave the parent's connection as it is."""
-        sock, self.sock = self.sock, None
-        if sock is not None:
-            with contextlib.suppress(Exception):  # a patched socket may miss its event loop in a new child
-                os.close(sock.detach())
 
 
 class Client:
@@ -213,7 +123,7 @@ class Client:
             else:
                 request = lane.pack((kind, name, args, _NO_KEYWORDS))
             if len(request) > FRAME_LIMIT:
-                raise TooLarge(f"a message of {len(request):,} bytes is over the limit of {FRAME_LIMIT:,}")
+                raise _too_large(request)
             again = numbered  # what was stored for a retry says nothing about now
             if lane.sock is None:
                 lane.unsure = False
@@ -245,7 +155,7 @@ class Client:
             return reply, page
         raise from_wire(*reply[1])
 
-    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float) -> Any:
+    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float, numbered: bool = True) -> Any:
         """Run a command that may wait and return its result; ``timeout``, in seconds, is its last argument.
 
         Raises what ``exchange`` raises, and TimedOut when this process is being stopped.
@@ -253,7 +163,7 @@ class Client:
         until = time.monotonic() + timeout
         idle = self._idle
         lane = self._take()
-        lane.number += 1
+        lane.number += numbered
         asked = sent = False
         try:
             while True:
@@ -263,20 +173,23 @@ class Client:
                     self._ask_again(lane, lane.pack(("manager", "ping", (), _NO_KEYWORDS)), True, began)
                 sock = lane.sock
                 left = 0.0 if _stopping else max(until - time.monotonic(), 0.0)
-                request = lane.pack((kind, name, (*args, left), _NO_KEYWORDS, lane.number))
+                number = (lane.number,) if numbered else ()
+                request = lane.pack((kind, name, (*args, left), _NO_KEYWORDS, *number))
+                if len(request) > FRAME_LIMIT:
+                    raise _too_large(request)
                 self._waiting.add(lane)
                 try:
                     set_timeout(sock, left + self.timeout)
                     if _stopping and left:
                         continue  # since a moment ago, so nobody has ended this wait
-                    asked = True
+                    asked = numbered
                     reply = lane.ask(request)
                     break
                 except (TimeoutError, BlockingIOError):
                     self._give_up()
-                    raise self._too_late(lane.unsure, began) from None
+                    raise self._too_late(numbered and lane.unsure, began) from None
                 except OSError:
-                    sent = sent or lane.unsure
+                    sent = sent or (numbered and lane.unsure)
                     if _stopping and left:
                         raise TimedOut("the process is being stopped, so it waits for nothing any more") from None
                     if time.monotonic() > until + self.timeout:
@@ -285,7 +198,7 @@ class Client:
                 finally:
                     self._waiting.discard(lane)
             set_timeout(lane.sock, self.timeout)
-            if reply[2] != lane.number:
+            if numbered and reply[2] != lane.number:
                 lane.close()
                 raise OutcomeUnknown(f"the manager of {self.path} answered another request than this one: {reply[2:]}")
         except BaseException:
@@ -295,6 +208,8 @@ class Client:
             else:
                 idle.append(lane)
             raise
+        if lane.large:
+            self._acknowledge(lane, numbered)
         idle.append(lane)
         if reply[0] == RETURN:
             return reply[1]
@@ -534,35 +449,17 @@ class Client:
         self._begin_session()
 
 
-def receive(sock: socket.socket, first: bytes | None = None) -> bytes:
-    """Return the payload of the next frame, whose ``first`` part may have been read already.
-
-    Raises OSError when the connection breaks or the time is up.
-    """
-    buffer = bytearray(sock.recv(RECV) if first is None else first)
-    while not buffer or len(buffer) < HEADER or len(buffer) < HEADER + _read_length(buffer)[0]:
-        data = sock.recv(2**20)
-        if not data:
-            raise ConnectionResetError("the manager closed the connection")
-        buffer += data
-    return bytes(buffer[HEADER:])
-
-
-def set_timeout(sock: socket.socket | None, seconds: float) -> None:
-    """Bound every send and receive. The kernel counts for a plain socket, which saves a ``poll`` for each call."""
-    if sock is None:
-        return
-    if socket.socket.__module__ != "socket":  # gevent's waits in its own loop, where the kernel's timeouts mean nothing
-        sock.settimeout(seconds)
-        return
-    sock.setblocking(True)
-    interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+def _too_large(request: bytes) -> TooLarge:
+    return TooLarge(f"a message of {len(request):,} bytes is over the limit of {FRAME_LIMIT:,}")
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _stopping = False
+
+
+def is_stopping() -> bool:
+    """Return whether this process waits for nothing any more."""
+    return _stopping
 
 
 def end_waits() -> None:

@@ -65,7 +65,7 @@ class MemoryClient:
                 if self.service.lines.by_name or self.service.woken:
                     self._wake()
 
-    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float) -> Any:
+    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float, numbered: bool = True) -> Any:
         until = time.monotonic() + timeout
         with self._lock:
             lane = self._idle.pop() if self._idle else self._new_lane()

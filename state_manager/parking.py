@@ -1,11 +1,13 @@
 """Requests that wait: who stands where in which line, and when each is to be looked at again. Pure.
 
-A line is named by what its requests wait for, ``(space, key)``, or ``(space, None)`` for any change in the space. It is
-in the order of arrival. Who may proceed is the commands' affair; here is only the order, and its way back: a request
-that was woken, or came, in a tick that is undone is put back to where it was, or taken out again.
+A line is named by what its requests wait for: ``(space, key)``, ``(space, None)`` for any change in the space, or
+``(space, GONE)`` for an entry's going from it. It is in the order of arrival. Who may proceed is the commands' affair;
+here is only the order, and its way back: a request that was woken, or came, in a tick that is undone is put back to
+where it was, or taken out again.
 
 Only the head of a line has a time to be tried again at (``retry_at``); the others wait for it. So whenever the head
-goes, for whatever reason, the line is touched: the next one says what it waits for now.
+goes, for whatever reason, the line is touched: the next one says what it waits for now. In a line without an order,
+such as the readers of a channel, nobody stands before anybody, and each has a time of his own.
 """
 
 from __future__ import annotations
@@ -19,18 +21,45 @@ from typing import Any, Final, TypeAlias
 from .checks import Key
 from .errors import StateError
 from .sessions import Lane
-from .store import NEVER, Change
+from .store import ABSENT, NEVER, Change
 
 PARKED_LIMIT: Final = 10_000
 """Requests that may wait at a time, in all lines."""
 
-LineName: TypeAlias = tuple[str, Key | None]
+
+class Gone:
+    """The type of ``GONE``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "GONE"
+
+
+GONE: Final = Gone()
+"""Stands where a line has a key: some entry of the space is no longer there."""
+
+LineKey: TypeAlias = Key | Gone | None
+LineName: TypeAlias = tuple[str, LineKey]
 
 
 class Parked:
     """A request that waits. ``due``: when it is looked at again, ``until`` at the latest."""
 
-    __slots__ = ("args", "due", "in_line", "kind", "lane", "line", "name", "number", "place", "timed_out", "until")
+    __slots__ = (
+        "args",
+        "due",
+        "in_line",
+        "in_order",
+        "kind",
+        "lane",
+        "line",
+        "name",
+        "number",
+        "place",
+        "timed_out",
+        "until",
+    )
 
     def __init__(self, lane: Lane, number: int | None, kind: str, name: str, args: Sequence[Any]) -> None:
         self.lane = lane
@@ -43,6 +72,7 @@ class Parked:
         self.until = self.due = NEVER
         self.timed_out: Any = None
         self.in_line = False
+        self.in_order = True
 
     def __repr__(self) -> str:
         return f"<Parked {self.kind}.{self.name} of {self.lane!r} in {self.line} at {self.place}>"
@@ -132,19 +162,27 @@ class Lines:
 
     def touch(self, changes: Sequence[Change]) -> None:
         """Note which lines these changes concern."""
-        for space, key, _ in changes:
+        by_name, touched = self.by_name, self.touched
+        for space, key, entry in changes:
             if key is None:
-                self.touched |= dict.fromkeys(name for name in self.by_name if name[0] == space)
+                touched |= dict.fromkeys(name for name in by_name if name[0] == space)
                 continue
-            for name in ((space, key), (space, None)):
-                if name in self.by_name:
-                    self.touched[name] = None
+            names: tuple[LineName, ...] = ((space, key), (space, None))
+            if entry is ABSENT:
+                names = (*names, (space, GONE))
+            for name in names:
+                if name in by_name:
+                    touched[name] = None
 
     def head(self, name: LineName) -> Parked | None:
         """Return the head of a line that is run now."""
         self._ran[name] = None
         line = self.by_name.get(name)
         return line[0] if line else None
+
+    def all(self, name: LineName) -> list[Parked]:
+        """Return everybody in a line, as they are now."""
+        return list(self.by_name.get(name, ()))
 
     def settle(self) -> None:
         """Who went has gone, and who came is here."""
@@ -183,7 +221,7 @@ class Lines:
         self.count -= 1
         if not line:
             del self.by_name[parked.line]
-        elif at == 0:
+        elif at == 0 and parked.in_order:
             self.touched[parked.line] = None
 
     def _holds(self, item: tuple[float, int, Parked]) -> bool:

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from .checks import OPTIONS, shown
-from .commands import TABLE, Command
+from .checks import OPTIONS, Key, shown
+from .commands import TABLE, Command, ended
 from .commands.base import Done, View, Wait, row
 from .errors import StateError, to_wire
 from .parking import Lines, Parked
@@ -289,7 +289,7 @@ class Service:
             return ERROR, to_wire(Waiting(wait))
         self.unpark(lane)
         parked = Parked(lane, number, message[0], message[1], message[2])
-        parked.until, parked.timed_out = wait.until, wait.timed_out
+        parked.until, parked.timed_out, parked.in_order = wait.until, wait.timed_out, wait.in_order
         try:
             self.lines.park(parked, (wait.space, wait.key), min(wait.until, wait.retry_at))
         except StateError as error:
@@ -301,12 +301,17 @@ class Service:
             self._run_lines()
 
     def _run_lines(self) -> None:
-        """Run the lines that were touched, each from its head to the first that waits again."""
+        """Run the lines that were touched: each from its head to the first that waits again, or, without order, all."""
         lines = self.lines
         while lines.touched:
             name = next(iter(lines.touched))
-            while (head := lines.head(name)) is not None and self._try(head):
-                pass
+            head = lines.head(name)
+            if head is not None and not head.in_order:
+                for parked in lines.all(name):
+                    self._try(parked)
+            else:
+                while head is not None and self._try(head):
+                    head = lines.head(name)
             lines.touched.pop(name, None)
 
     def _try(self, parked: Parked) -> bool:
@@ -353,7 +358,7 @@ class Service:
             for parked in self.lines.due(now, WAKE_LIMIT):
                 if not parked.in_line:
                     continue
-                if self.lines.ahead_of(parked):
+                if not parked.in_order or self.lines.ahead_of(parked):
                     self._try(parked)
                 else:
                     self.lines.touched[parked.line] = None
@@ -416,9 +421,16 @@ class Service:
         self._view.give_up_iterations()
         expired = self.store.due(self._view.now, SWEEP_LIMIT)
         if expired:
-            self._view.apply(expired)
-            self._commit_or_undo()
+            self._end_entries(expired)
         return self.store.collect(SWEEP_LIMIT * 10) or len(expired) == SWEEP_LIMIT
+
+    def _end_entries(self, keys: Sequence[tuple[str, Key]]) -> None:
+        """Make of these entries what becomes of them without their owner, or after their deadline."""
+        now = self._view.now
+        self._view.apply(
+            [change for space, key in keys for change in ended(space, key, self.store.get(space, key), now)]
+        )
+        self._commit_or_undo()
 
     def _commit_or_undo(self) -> None:
         try:
@@ -462,8 +474,7 @@ class Service:
             self.unpark(lane)
         owned = self.store.owned(session.number, SWEEP_LIMIT * 10)
         if owned:
-            self._view.apply(owned)
-            self._commit_or_undo()
+            self._end_entries(owned)
             return False
         if session.stored:
             self._view.apply(((SESSIONS, session.number, ABSENT),))

@@ -112,14 +112,19 @@ def _size(value: Any) -> int:
 
 
 class Space:
-    """The entries of one name, what they cost, and where their versions are."""
+    """The entries of one name, what they cost, and where their versions are.
 
-    __slots__ = ("bytes", "entries", "name", "seed")
+    ``order``: a heap of the keys, kept from the first time on that somebody asks for the smallest; it may hold keys
+    that have gone.
+    """
+
+    __slots__ = ("bytes", "entries", "name", "order", "seed")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.entries: dict[Key, Any] = {}
         self.bytes = 0
+        self.order: list[Any] | None = None
         self.seed = crc32(name.encode())
 
     def slot(self, key: Key) -> int:
@@ -164,6 +169,19 @@ class Store:
         """Return the version of the space itself, which every change in it advances."""
         return self.versions[crc32(name.encode()) & MASK]
 
+    def first(self, name: str) -> Key | None:
+        """Return the smallest key of a space, all of whose keys are of one type; None if it is empty."""
+        space = self.spaces.get(name)
+        if space is None:
+            return None
+        entries, order = space.entries, space.order
+        if order is None or len(order) > 2 * len(entries) + 64:
+            order = space.order = sorted(entries)  # which is a heap
+        while order[0] not in entries:
+            heapq.heappop(order)
+        key: Key = order[0]
+        return key
+
     def last_version(self) -> int:
         """Return the version of the key that was changed last, which was not a whole space."""
         return self.versions[self.changed[-2]]
@@ -198,6 +216,8 @@ class Store:
                 else:
                     growth = cost(key, entry)
                     self.entries += 1
+                    if space.order is not None:
+                        heapq.heappush(space.order, key)
             else:
                 growth = 0
                 if old is not ABSENT:
@@ -236,6 +256,7 @@ class Store:
         self.emptied = True
         former = space.entries
         space.entries = {} if isinstance(entries, Absent) else entries
+        space.order = None
         total = sum(cost(key, entry) for key, entry in space.entries.items())
         for key, entry in space.entries.items():
             if type(entry) is Entry:
@@ -265,14 +286,14 @@ class Store:
         else:
             self.versions = array("Q", [version + 1 for version in self.versions])
 
-    def owned(self, owner: int, limit: int) -> list[Change]:
-        """Return the changes that delete up to ``limit`` entries of this owner."""
-        deletions = (
-            (name, key, ABSENT)
+    def owned(self, owner: int, limit: int) -> list[tuple[str, Key]]:
+        """Return space and key of up to ``limit`` entries of this owner."""
+        owned = (
+            (name, key)
             for name, key in self._owned.get(owner, ())
             if type(found := self.get(name, key)) is Entry and found.owner == owner
         )
-        return list(islice(deletions, limit))
+        return list(islice(owned, limit))
 
     def reorder(self, name: str, first: Iterable[Key]) -> None:
         """Let these keys of a space come before its others, in this order. No value changes."""
@@ -282,9 +303,9 @@ class Store:
 
     # -- what nobody waits for -----------------------------------------------------------------------------------
 
-    def due(self, now: float, limit: int) -> list[Change]:
-        """Return the changes that delete up to ``limit`` entries whose deadline has passed."""
-        return [(name, key, ABSENT) for name, key in self._deadlines.due(now, limit) if self._expired(name, key, now)]
+    def due(self, now: float, limit: int) -> list[tuple[str, Key]]:
+        """Return space and key of up to ``limit`` entries whose deadline has passed."""
+        return [(name, key) for name, key in self._deadlines.due(now, limit) if self._expired(name, key, now)]
 
     def _expired(self, name: str, key: Key, now: float) -> bool:
         entry = self.get(name, key)

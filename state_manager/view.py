@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from .checks import Key
+from .commands import ended
 from .errors import StateError
-from .parking import Lines
+from .parking import LineKey, Lines
 from .sessions import Lane, Session
 from .store import ABSENT, Change, Entry, Store, cost
 
@@ -95,7 +96,7 @@ class StoreView:
         entry = found.entries.get(key, ABSENT)
         if type(entry) is Entry and entry.deadline <= self.now:
             if not self.frozen:
-                self.apply(((space, key, ABSENT),))
+                self.apply(ended(space, key, entry, self.now))
             return ABSENT
         return entry
 
@@ -118,6 +119,9 @@ class StoreView:
         found = self._spaces.get(space)
         return len(found.entries) if found else 0
 
+    def first(self, space: str) -> Key | None:
+        return self.store.first(space)
+
     def last(self, space: str) -> Key | None:
         found = self._spaces.get(space)
         expired: list[Key] = []
@@ -137,10 +141,14 @@ class StoreView:
 
     # -- who waits -------------------------------------------------------------------------------------------------
 
-    def ahead(self, space: str, key: Key | None) -> int:
+    @property
+    def parked(self) -> bool:
+        return self._lines.current is not None
+
+    def ahead(self, space: str, key: LineKey) -> int:
         return self._lines.ahead((space, key))
 
-    def waiting(self, space: str, key: Key | None) -> int:
+    def waiting(self, space: str, key: LineKey) -> int:
         return len(self._line_names.get((space, key), ()))
 
     # -- iterations ------------------------------------------------------------------------------------------------

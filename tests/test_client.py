@@ -22,6 +22,7 @@ from state_manager import AuthenticationFailed, OutcomeUnknown, StateManager, To
 from state_manager import client as client_module
 from state_manager.client import Client
 from state_manager.directory import StateDirectory
+from state_manager.lanes import Lane
 from state_manager.settings import FRAME_LIMIT
 from state_manager.wire import Frames, Handshake, frame
 
@@ -561,15 +562,15 @@ def test_a_fork_in_the_middle_of_a_call_leaves_the_child_its_own_lanes(
     client, counter = client_of(manager), manager.counter("c")
     counter.increment()
     [before] = client._lanes
-    ask = client_module.Lane.ask
+    ask = Lane.ask
 
-    def ask_and_fork(lane: client_module.Lane, request: bytes) -> Any:
+    def ask_and_fork(lane: Lane, request: bytes) -> Any:
         reply = ask(lane, request)
         client._after_fork()
         return reply
 
     with monkeypatch.context() as patch:
-        patch.setattr(client_module.Lane, "ask", ask_and_fork)
+        patch.setattr(Lane, "ask", ask_and_fork)
         assert counter.increment() == 2
     assert list(client._idle) == []
     assert counter.increment() == 3

@@ -35,7 +35,7 @@ SERVER = [
     "watch",
 ]
 SERVER += ["stock", "journal", "durability", "offline", "server", "manager"]
-CLIENT = ["frozen", "nearcache", "sidecar", "client", "backups", "proxies", "api", "__init__"]
+CLIENT = ["frozen", "nearcache", "sidecar", "lanes", "caller", "client", "backups", "proxies", "api", "__init__"]
 CLIENT += ["flask", "stopping", "supervisor", "gunicorn", "cli_output", "exports", "cli_commands"]
 CLIENT += ["cli_files", "cli", "__main__"]
 

@@ -21,7 +21,7 @@ import pytest
 from state_manager import Lock, NotOwner, OutcomeUnknown, StateManager, TimedOut, Unavailable, connect, sidecar
 from state_manager import client as client_module
 from state_manager.client import Client
-from state_manager.client import Lane as ClientLane
+from state_manager.lanes import Lane as ClientLane
 from state_manager.proxies import locks as locks_module
 
 FREED_WITHIN = 2.0

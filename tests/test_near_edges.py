@@ -24,9 +24,10 @@ import pytest
 from state_manager import StateManager, connect, sidecar, versions, wire
 from state_manager import client as client_module
 from state_manager import server as server_module
-from state_manager.client import Client, receive
+from state_manager.client import Client
 from state_manager.clock import boot_time
 from state_manager.errors import StoreFull
+from state_manager.lanes import receive
 from state_manager.nearcache import Copies, NearCache
 from state_manager.settings import PROTOCOL, SLOTS
 from state_manager.versions import Page

@@ -27,9 +27,10 @@ import state_manager
 from state_manager import connection as connection_module
 from state_manager import server as server_module
 from state_manager import watch, wire
-from state_manager.client import Client, receive
+from state_manager.client import Client
 from state_manager.directory import SOCKET, StateDirectory
 from state_manager.errors import StateError, StoreFull
+from state_manager.lanes import receive
 from state_manager.manager import Manager
 from state_manager.settings import FRAME_LIMIT, PROTOCOL
 

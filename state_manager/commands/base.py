@@ -17,6 +17,7 @@ from msgpack import packb
 
 from ..checks import SECRETS, Key, check_name, seconds
 from ..errors import TooLarge
+from ..parking import LineKey
 from ..sessions import Session
 from ..settings import VALUE_LIMIT
 from ..store import ABSENT, NEVER, Change, Entry, Stored
@@ -45,6 +46,9 @@ class View(Protocol):
     def last(self, space: str) -> Key | None:
         """Return the live key that was added last."""
 
+    def first(self, space: str) -> Key | None:
+        """Return the smallest key of a space whose entries have no deadlines and whose keys are of one type."""
+
     def page(self, space: str, cursor: list[int] | None) -> tuple[list[tuple[Key, Any]], list[int] | None]:
         """Return the next live entries of an iteration and the cursor that continues it, None at its end."""
 
@@ -58,27 +62,34 @@ class View(Protocol):
     def session(self) -> Session | None:
         """The process that asks, None for a stock client."""
 
-    def ahead(self, space: str, key: Key | None) -> int:
+    @property
+    def parked(self) -> bool:
+        """Whether the request has waited before it is run now."""
+
+    def ahead(self, space: str, key: LineKey) -> int:
         """Return how many requests that wait for ``(space, key)`` stand before this one, which may be one of them."""
 
-    def waiting(self, space: str, key: Key | None) -> int:
+    def waiting(self, space: str, key: LineKey) -> int:
         """Return how many requests wait for ``(space, key)``."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The command cannot proceed: run it again when ``(space, key)`` changes (key None: anything in the space).
+    """The command cannot proceed: run it again when ``(space, key)`` changes.
 
-    At the head of its line it is also run at ``retry_at``. At the time ``until``, which it keeps from its first run,
-    the answer is ``timed_out``. Who wants first come, first served waits while anybody is ``ahead``.
+    ``key`` None: when anything in the space does; GONE: when an entry of it goes. At the head of its line it is also
+    run at ``retry_at``. At the time ``until``, which it keeps from its first run, the answer is ``timed_out``. Who
+    wants first come, first served waits while anybody is ``ahead``; where it does not matter who is, ``in_order`` is
+    False, and a change runs all who wait.
     """
 
     space: str
-    key: Key | None
+    key: LineKey
     until: float
     retry_at: float = NEVER
     timed_out: Any = None
+    in_order: bool = True
 
 
 Done: TypeAlias = tuple[Any, Sequence[Change]]
@@ -109,7 +120,7 @@ def row(
     """Make a row; the numbers of arguments and the one-line doc are the function's own."""
     parameters = list(inspect.signature(function).parameters.values())[2:]  # without view and now
     least = sum(parameter.default is parameter.empty for parameter in parameters)
-    doc = (function.__doc__ or "").strip().splitlines()[0]
+    doc = (getattr(function, "func", function).__doc__ or "").strip().splitlines()[0]  # that of a partial is its own
     return Command(kind, name, function, writes, least, len(parameters), doc, reverse)
 
 
@@ -119,6 +130,13 @@ def check_readable(space: object) -> None:
         check_name(space)
     elif space == SECRETS:
         raise ValueError("secrets are not entries to read; use 'state-manager secret show'")
+
+
+def owner_of(view: View, what: str) -> Session:
+    """Return the session that will own ``what``. A stock client has none."""
+    if view.session is None:
+        raise TypeError(f"{what} ends with the process that holds it, so it takes a client with lanes")
+    return view.session
 
 
 def entry(value: Stored, ttl: object, now: float) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from ..checks import INT_MAX, INT_MIN, SHORT, Key, check_int, check_key, check_name, check_stored, seconds
 from ..store import ABSENT, NEVER, Entry, Stored
 from .base import Done, View, check_readable, entry, row, shown, value_of, with_value
+from .flights import out_of_date
 
 
 def get(view: View, now: float, space: str, key: Key) -> Done:
@@ -72,7 +73,7 @@ def delete(view: View, now: float, space: str, key: Key) -> Done:
     """Delete a key; return whether it was there."""
     check_name(space)
     check_key(key)
-    return (False, ()) if view.get(space, key) is ABSENT else (True, ((space, key, ABSENT),))
+    return (False, out_of_date(view, space, key)) if view.get(space, key) is ABSENT else (True, ((space, key, ABSENT),))
 
 
 def pop(view: View, now: float, space: str, key: Key) -> Done:
@@ -80,7 +81,9 @@ def pop(view: View, now: float, space: str, key: Key) -> Done:
     check_name(space)
     check_key(key)
     found = view.get(space, key)
-    return ([], ()) if found is ABSENT else ([value_of(found)], ((space, key, ABSENT),))
+    if found is ABSENT:
+        return [], out_of_date(view, space, key)
+    return [value_of(found)], ((space, key, ABSENT),)
 
 
 def popitem(view: View, now: float, space: str) -> Done:

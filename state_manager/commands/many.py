@@ -9,6 +9,7 @@ from ..checks import SHORT, Key, check_key, check_name, check_stored
 from ..errors import TooLarge
 from ..store import ABSENT, NEVER, Change, Entry
 from .base import Done, View, check_readable, check_size, entry, row, shown, shown_value
+from .flights import all_out_of_date, out_of_date
 
 ANSWER_COST: Final = 24
 """What an answer of many takes beside its value."""
@@ -52,8 +53,15 @@ def delete_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
     check_name(space)
     for key in _list(keys):
         check_key(key)
-    present = [key for key in dict.fromkeys(keys) if view.get(space, key) is not ABSENT]
-    return len(present), [(space, key, ABSENT) for key in present]
+    count = 0
+    changes: list[Change] = []
+    for key in dict.fromkeys(keys):
+        if view.get(space, key) is ABSENT:
+            changes += out_of_date(view, space, key)
+        else:
+            count += 1
+            changes.append((space, key, ABSENT))
+    return count, changes
 
 
 def size(view: View, now: float, space: str) -> Done:
@@ -66,7 +74,7 @@ def clear(view: View, now: float, space: str) -> Done:
     """Delete every entry; return how many there were."""
     check_name(space)
     count = view.size(space)
-    return count, ((space, None, ABSENT),) if count else ()
+    return count, (*(((space, None, ABSENT),) if count else ()), *all_out_of_date(view, space))
 
 
 def scan(view: View, now: float, space: str, cursor: list[int] | None = None, values: bool = False) -> Done:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from ..checks import COUNTERS, LOCKS, OPTIONS, SECRETS, SEMAPHORE, check_int, check_key, check_name, seconds
+from ..checks import (
+    CHANNEL,
+    COUNTERS,
+    LEADERS,
+    LOCKS,
+    OPTIONS,
+    QUEUE,
+    SECRETS,
+    SEMAPHORE,
+    check_int,
+    check_key,
+    check_name,
+    seconds,
+)
 from ..store import ABSENT, Entry
 from .base import FINGERPRINTS, ONCE, Done, View, row, value_of
 from .entries import add_to
+from .flights import all_out_of_date
 
 PREVIOUS_LIMIT = 16
 """Former keys of a secret that may stay valid."""
 FINGERPRINT_LIMIT = 64
 """Processes whose fingerprint of one name is remembered."""
 
-KINDS = {COUNTERS: "counter", SECRETS: "secret", LOCKS: "lock"}
-"""The kind of the things that a space of the manager's own holds; the others are of kind "system"."""
+KINDS = {COUNTERS: "counter", SECRETS: "secret", LOCKS: "lock", LEADERS: "leader"}
+PREFIXES = {SEMAPHORE: "semaphore", QUEUE: "queue", CHANNEL: "channel"}
+"""The kind of the things that a space of the manager's own holds, or is; the others are of kind "system"."""
 
 
 # -- counters ----------------------------------------------------------------------------------------------------------
@@ -91,14 +106,15 @@ def spaces(view: View, now: float) -> Done:
 
 
 def _kind(name: str) -> str:
-    return "semaphore" if name.startswith(SEMAPHORE) else KINDS.get(name, "system")
+    return next((kind for prefix, kind in PREFIXES.items() if name.startswith(prefix)), KINDS.get(name, "system"))
 
 
 def drop(view: View, now: float, name: str) -> Done:
     """Delete a dict with all that belongs to it; return whether it was there."""
     check_name(name)
     there = view.size(name) > 0 or view.get(OPTIONS, name) is not ABSENT
-    return (True, ((name, None, ABSENT), (OPTIONS, name, ABSENT))) if there else (False, ())
+    flights = all_out_of_date(view, name)
+    return (True, ((name, None, ABSENT), (OPTIONS, name, ABSENT), *flights)) if there else (False, flights)
 
 
 def ping(view: View, now: float) -> Done:

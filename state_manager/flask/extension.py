@@ -104,8 +104,8 @@ class _CurrentCaller:
     def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
         return self._state.manager._caller.exchange(kind, name, args, numbered)
 
-    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float) -> Any:
-        return self._state.manager._caller.wait(kind, name, args, timeout)
+    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float, numbered: bool = True) -> Any:
+        return self._state.manager._caller.wait(kind, name, args, timeout, numbered)
 
     def copies(self, space: str) -> Copies | None:
         return self._state.manager._caller.copies(space)

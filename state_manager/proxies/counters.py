@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..caller import Caller
 from ..checks import COUNTERS, check_int, check_name
-from ..client import Caller
 from .near import Near
 
 

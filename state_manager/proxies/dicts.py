@@ -6,8 +6,8 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Mu
 from datetime import timedelta
 from typing import Any
 
+from ..caller import Caller
 from ..checks import Key, check_int, check_key, check_name, seconds
-from ..client import Caller
 from ..codec import decode, encode
 from ..nearcache import ABSENT
 from .near import MISSING, Near

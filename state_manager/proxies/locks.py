@@ -14,9 +14,9 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
+from ..caller import WaitingCaller
 from ..checks import check_int, check_name, seconds
 from ..checks import timeout as check_timeout
-from ..client import WaitingCaller
 from ..errors import NotOwner, TimedOut
 
 TIMEOUT: Final = 20.0

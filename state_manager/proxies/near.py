@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any, Final
 
+from ..caller import Caller
 from ..checks import Key, check_key
-from ..client import Caller
 from ..clock import boot_time
 from ..codec import Stored, decode
 from ..frozen import freeze, is_immutable

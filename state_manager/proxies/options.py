@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..client import Caller
+from ..caller import Caller
 from ..versions import Page
 
 if TYPE_CHECKING:

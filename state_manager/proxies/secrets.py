@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..caller import Caller
 from ..checks import SECRETS, check_name
-from ..client import Caller
 
 
 class Secret:
