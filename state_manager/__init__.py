@@ -23,24 +23,34 @@ from .errors import (
     TooLarge,
     Unavailable,
 )
+from .proxies.channels import Channel, Message, Subscription
 from .proxies.counters import Counter
 from .proxies.dicts import SharedDict
+from .proxies.leaders import Leader
 from .proxies.locks import Lock, Owner, Semaphore
+from .proxies.queues import Item, Queue
 from .proxies.secrets import Secret
+from .proxies.transactions import Transaction
+from .proxies.workers import Worker
 from .settings import VERSION as __version__  # noqa: N811  # the name that Python looks for
 
 serializer.register()
 
 __all__ = [
     "AuthenticationFailed",
+    "Channel",
     "ComputeFailed",
     "Conflict",
     "Counter",
+    "Item",
+    "Leader",
     "Lock",
+    "Message",
     "NotOwner",
     "NotStorable",
     "OutcomeUnknown",
     "Owner",
+    "Queue",
     "Secret",
     "Semaphore",
     "SharedDict",
@@ -48,9 +58,12 @@ __all__ = [
     "StateError",
     "StateManager",
     "StoreFull",
+    "Subscription",
     "TimedOut",
     "TooLarge",
+    "Transaction",
     "Unavailable",
+    "Worker",
     "__version__",
     "allow",
     "connect",

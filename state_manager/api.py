@@ -7,20 +7,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .backups import back_up
-from .caller import WaitingCaller
-from .checks import LOCKS, SEMAPHORE, Key, check_key, seconds, shown
+from .caller import Caller
+from .checks import CHANNELS, LEADERS, LOCKS, QUEUE, SEMAPHORE, Key, check_key, seconds, shown
 from .client import Client
 from .errors import StateError
 from .nearcache import NearCache
+from .proxies.channels import HISTORY, Channel
 from .proxies.counters import Counter
 from .proxies.dicts import SharedDict, open_dict
-from .proxies.locks import TIMEOUT, Holding, Lock, Semaphore
+from .proxies.leaders import Candidacy, Leader
+from .proxies.locks import TIMEOUT, Holding, Lock, Owner, Semaphore
 from .proxies.options import UNSET
+from .proxies.queues import Queue
 from .proxies.secrets import Secret
+from .proxies.transactions import Transaction, run
+from .proxies.workers import Worker, worker_of
 from .settings import DEFAULT_TIMEOUT, Address, MemoryAddress, resolve_address
+
+T = TypeVar("T")
 
 
 class Space(NamedTuple):
@@ -39,9 +46,13 @@ class StateManager:
     ``close()`` close this process's connections; only ``shutdown()`` ends the manager.
     """
 
-    def __init__(self, address: Address, caller: WaitingCaller) -> None:
+    _web = False
+    """Whether what is begun here waits until a web app serves."""
+
+    def __init__(self, address: Address, caller: Caller) -> None:
         self._address = address
         self._caller = caller
+        self._candidacies: dict[str, Candidacy] = {}
 
     def __repr__(self) -> str:
         return f"<StateManager {self.address}: {self._caller!r}>"
@@ -116,13 +127,75 @@ class StateManager:
         """Return the semaphore of this name, which up to ``n`` hold at a time, each as if it were a lock."""
         return Semaphore(self._caller, name, n, lease, timeout)
 
+    def leader(self, name: str) -> Leader:
+        """Return the leadership of this name, which one process of all that ``run`` something for it has at a time.
+
+        For a scheduler, or anything else that is to run once and not once a worker. It moves on when its process ends.
+        """
+        candidacy = self._candidacies.get(name)
+        if candidacy is None:
+            candidacy = self._candidacies.setdefault(name, Candidacy(self._caller, name))
+        return Leader(candidacy, self._web)
+
+    def queue(
+        self,
+        name: str,
+        maxsize: int = 0,
+        max_deliveries: int | None = None,
+        lease: float | timedelta | None = None,
+    ) -> Queue:
+        """Return the queue of this name: work for whichever process takes it, and for the next one if that ends.
+
+        ``maxsize``: how many items may wait, 0 for any number. ``max_deliveries``: how often an item is taken before it
+        goes to the queue ``name + ":dead"`` instead of coming back. ``lease``: seconds after which it comes back from a
+        taker that hangs.
+        """
+        return Queue(self._caller, name, maxsize, max_deliveries, lease)
+
+    def channel(self, name: str, history: int = HISTORY) -> Channel:
+        """Return the channel of this name: everybody who subscribes gets each message that is published.
+
+        ``history``: how many messages are kept for who is slow or comes back.
+        """
+        return Channel(self._caller, name, history)
+
+    def transaction(self) -> Transaction:
+        """Return a transaction for a ``with`` block: several dicts and counters, read and written all at one moment.
+
+        The end of the block raises Conflict, and nothing was written, if something that it read has changed.
+        """
+        return Transaction(self._caller)
+
+    def run_transaction(self, function: Callable[[Transaction], T]) -> T:
+        """Run ``function(tx)`` in a transaction, again after each Conflict, and return what it returns.
+
+        It may run several times, so it should do nothing but read and write ``tx``.
+        """
+        return run(self._caller, function)
+
+    def workers(self) -> list[Worker]:
+        """Return the processes that use the manager: pid, name, since when, what they hold and what they wait for."""
+        return [worker_of(*fields) for fields in self._ask("workers")]
+
     def held(self) -> Iterator[Holding]:
-        """Yield who holds which lock or semaphore at the moment; the command line shows it."""
+        """Yield who holds which lock, leadership or semaphore at the moment; the command line shows it."""
         for name in self.system(LOCKS):
             yield from self.lock(str(name)).holdings()
+        for name, (token, *owner, _) in self.system(LEADERS).copy().items():
+            waiters = self._caller.call("leader", "holders", (name,), False)[0]
+            yield Holding("leader", str(name), Owner(*owner), token, None, waiters)
         for space in self.spaces():
             if space.kind == "semaphore":
                 yield from self.semaphore(space.name.removeprefix(SEMAPHORE), 1).holdings()
+
+    def queues(self) -> list[Queue]:
+        """Return the queues in which something waits or was taken."""
+        names = {space.name.removeprefix(QUEUE) for space in self.spaces() if space.kind == "queue"}
+        return [Queue(self._caller, name) for name in sorted(names)]
+
+    def channels(self) -> list[Channel]:
+        """Return the channels that something was published to."""
+        return [Channel(self._caller, name) for name in self.system(CHANNELS) if isinstance(name, str)]
 
     def once(self, key: Key, ttl: float | timedelta) -> bool:
         """Return True to the first of all processes that asks with this key within ``ttl`` seconds, else False."""

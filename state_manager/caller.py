@@ -31,11 +31,7 @@ class Caller(Asker, Protocol):
     def look(self) -> None:
         """See to it that copies are not used for ever that nobody can mark as out of date any more."""
 
-    def close(self) -> None: ...
-
-
-class WaitingCaller(Caller, Protocol):
-    """One that can wait as well."""
-
     def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float, numbered: bool = True) -> Any:
         """Run a command that may wait, up to ``timeout`` seconds, which it takes as its last argument."""
+
+    def close(self) -> None: ...

@@ -107,6 +107,8 @@ def seconds(ttl: object) -> float:
 
 def timeout(value: object) -> float:
     """Return how many seconds to wait for something. Raises ValueError unless it is finite and not below zero."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     if type(value) is not float and type(value) is not int:
         raise TypeError(f"a timeout is a number of seconds, not {shown(value)}")
     if not 0 <= value < 1e9:

@@ -28,6 +28,7 @@ import contextlib
 import itertools
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -41,7 +42,7 @@ from .directory import SOCKET, StateDirectory
 from .errors import OutcomeUnknown, StateError, TimedOut, TooLarge, Unavailable, from_wire
 from .lanes import Lane, receive, set_timeout
 from .nearcache import Copies, NearCache
-from .settings import FRAME_LIMIT, PROTOCOL, VERSION
+from .settings import FRAME_LIMIT, NAME_LIMIT, PROTOCOL, VERSION
 from .versions import Page
 from .wire import LOADING, RETURN, check_server, check_welcome, client_handshake, frame
 
@@ -421,7 +422,7 @@ class Client:
         """Attach the lane to a new connection; return whether the manager knew it, and so can answer repeats."""
         lane.close()
         lane.sock = sock
-        hello = [PROTOCOL, VERSION, lane.session, lane.id]
+        hello = [PROTOCOL, VERSION, lane.session, lane.id, _process_name or program()]
         try:
             kind, result = lane.ask(lane.pack((None, "accept_connection", [hello], _NO_KEYWORDS)))
         finally:
@@ -449,12 +450,25 @@ class Client:
         self._begin_session()
 
 
+def program() -> str:
+    """Return what this process was started as: the last part of its path."""
+    path = Path(sys.argv[0] if sys.argv else "")
+    return (path.parent.name if path.name == "__main__.py" else path.name)[:NAME_LIMIT] or "python"
+
+
+def call_process(name: str) -> None:
+    """From now on tell managers that this process is called so."""
+    global _process_name
+    _process_name = name[:NAME_LIMIT]
+
+
 def _too_large(request: bytes) -> TooLarge:
     return TooLarge(f"a message of {len(request):,} bytes is over the limit of {FRAME_LIMIT:,}")
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _stopping = False
+_process_name = ""
 
 
 def is_stopping() -> bool:

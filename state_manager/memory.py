@@ -48,8 +48,9 @@ class MemoryClient:
 
     def _begin_session(self) -> None:
         """This process is one session, and each call that waits is a lane of it."""
-        self._session = Session(os.getpid(), b"", os.getpid(), None)
+        self._session = Session(os.getpid(), b"", os.getpid(), None, "memory", time.time())
         self._session.stored = True
+        self.service.sessions[b""] = self._session
         self._lane = self._new_lane()  # for calls that do not wait
         self._idle: deque[Lane] = deque()
         self._events: dict[Lane, threading.Event] = {}

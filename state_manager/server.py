@@ -37,7 +37,7 @@ from .poller import READ, new_poller
 from .processes import start_time
 from .service import Service
 from .sessions import LANE_BITS, Lane, Session
-from .settings import FRAME_LIMIT, PROTOCOL, VERSION
+from .settings import FRAME_LIMIT, NAME_LIMIT, PROTOCOL, VERSION
 from .stock import StockPeer
 from .store import Store
 from .versions import PageWriter
@@ -431,20 +431,24 @@ class StateServer(multiprocessing.managers.Server):
         error = TooLarge(f"a message of {int(size):,} bytes is over the limit of {FRAME_LIMIT:,}")
         return self._pack([ERROR, to_wire(error)])
 
-    def _attach(self, connection: Connection, protocol: int, version: str, session: bytes, lane: int) -> list[Any]:
+    def _attach(
+        self, connection: Connection, protocol: int, version: str, session: bytes, lane: int, name: str = ""
+    ) -> list[Any]:
         if protocol != PROTOCOL:
             raise Unavailable(
                 f"the manager of {self._directory} is version {VERSION} (protocol {PROTOCOL}), this client is version "
                 f"{version} (protocol {protocol}): stop the older one and start it again with the newer package"
             )
-        if type(session) is not bytes or len(session) != 16 or type(lane) is not int:
-            raise ValueError("a session is 16 bytes and a lane a number")
+        if type(session) is not bytes or len(session) != 16 or type(lane) is not int or type(name) is not str:
+            raise ValueError("a session is 16 bytes, a lane a number, and a name a text")
         if not 0 <= lane < LANES_LIMIT:
             raise TooLarge(f"a process may have {LANES_LIMIT:,} connections")
         if connection.lane is not None:  # this is said again, after a tick that could not be logged
             self._by_lane.pop(connection.lane, None)
         pid = peer_pid(connection.sock)
-        found, known = self.service.attach(session, lane, pid, None if pid is None else start_time(pid))
+        found, known = self.service.attach(
+            session, lane, pid, None if pid is None else start_time(pid), name[:NAME_LIMIT]
+        )
         former = self._by_lane.get(found)
         if former is not None and former is not connection:
             self._close(former)

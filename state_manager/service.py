@@ -40,6 +40,8 @@ SWEEP_LIMIT: Final = 500
 
 WAKE_LIMIT: Final = 500
 """Parked requests whose time has come that one tick looks at."""
+HOLDS_SHOWN: Final = 100
+"""Things that one process holds, or waits for, which ``workers`` names."""
 RETRY: Final = 1.0
 """Seconds until lines are run again after what they changed could not be logged."""
 
@@ -108,7 +110,10 @@ class Service:
         self._written: Change | None = None  # what the last command changed, if that is one entry
         self._holding = False  # lines are left alone for the moment
         self._not_before = 0.0  # lines are left alone until then
-        self.add(row("manager", "abandon", self._abandon, writes=True))
+        self.add(
+            row("manager", "abandon", self._abandon, writes=True),
+            row("manager", "workers", self._workers, writes=False),
+        )
 
     def __repr__(self) -> str:
         store = self.store
@@ -411,6 +416,26 @@ class Service:
         lane.reply = self._pack((ERROR, to_wire(StateError("whoever asked this has given up")), number))
         return bool(changes), changes
 
+    def _workers(self, view: View, now: float) -> Done:
+        """Return ``[pid, name, since, [what it holds], [what it waits for]]`` of every process that has asked anything.
+
+        What it holds is the oldest part of it, as ``[space, key]``; what it waits for is ``[kind, command, name]``.
+        """
+        return [
+            [
+                session.pid,
+                session.name,
+                session.since,
+                [list(owned) for owned in self.store.owned(session.number, HOLDS_SHOWN)],
+                [
+                    [lane.parked.kind, lane.parked.name, str(next(iter(lane.parked.args), ""))]
+                    for lane in session.lanes.values()
+                    if lane.parked is not None and lane.parked.in_line
+                ][:HOLDS_SHOWN],
+            ]
+            for session in self.sessions.values()
+        ], ()
+
     # -- between ticks ---------------------------------------------------------------------------------------------
 
     def tidy(self) -> bool:
@@ -441,12 +466,12 @@ class Service:
 
     # -- sessions --------------------------------------------------------------------------------------------------
 
-    def attach(self, id_: bytes, lane: int, pid: int | None, started: int | None) -> tuple[Lane, bool]:
+    def attach(self, id_: bytes, lane: int, pid: int | None, started: int | None, name: str = "") -> tuple[Lane, bool]:
         """Return the lane and whether it was known: whether a request that was sent before can be answered."""
         session = self.sessions.get(id_)
         if session is None:
             self._last_session += 1
-            session = self.sessions[id_] = Session(self._last_session, id_, pid, started)
+            session = self.sessions[id_] = Session(self._last_session, id_, pid, started, name, self._view.now)
         found = session.lanes.get(lane)
         if found is not None:
             self.unpark(found)
@@ -489,9 +514,9 @@ class Service:
         """Make the sessions that the store holds, with these lanes."""
         space = self.store.spaces.get(SESSIONS)
         by_number = {}
-        for number, (id_, pid, started) in space.entries.items() if space else ():
+        for number, (id_, *about) in space.entries.items() if space else ():
             assert isinstance(number, int)
-            session = self.sessions[id_] = by_number[number] = Session(number, id_, pid, started)
+            session = self.sessions[id_] = by_number[number] = Session(number, id_, *about)
             session.stored = True
             self._last_session = max(self._last_session, number)
         for key, (last, reply) in lanes.items():

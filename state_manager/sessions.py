@@ -42,15 +42,22 @@ class Lane:
 
 
 class Session:
-    """A client process: its number here, its pid and when that began (both None where they cannot be seen)."""
+    """A client process: its number here, its pid and when that began (both None where they cannot be seen).
 
-    __slots__ = ("id", "lanes", "number", "pid", "started", "stored")
+    ``name`` is what it calls itself, ``since`` when it came, in seconds since 1970.
+    """
 
-    def __init__(self, number: int, id_: bytes, pid: int | None, started: int | None) -> None:
+    __slots__ = ("id", "lanes", "name", "number", "pid", "since", "started", "stored")
+
+    def __init__(
+        self, number: int, id_: bytes, pid: int | None, started: int | None, name: str = "", since: float = 0.0
+    ) -> None:
         self.number = number
         self.id = id_
         self.pid = pid
         self.started = started
+        self.name = name
+        self.since = since
         self.lanes: dict[int, Lane] = {}
         self.stored = False
 
@@ -60,4 +67,4 @@ class Session:
     @property
     def entry(self) -> list[Any]:
         """What is stored of it."""
-        return [self.id, self.pid, self.started]
+        return [self.id, self.pid, self.started, self.name, self.since]

@@ -15,6 +15,8 @@ from typing import Literal, get_args
 
 VERSION = "0.1.0"
 PROTOCOL = 1
+NAME_LIMIT = 100
+"""Characters of what a process calls itself."""
 """Grows when a client and a manager of two releases can no longer understand each other."""
 
 ADDRESS_VARIABLE = "STATE_MANAGER_ADDRESS"

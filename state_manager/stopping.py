@@ -17,12 +17,13 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
-from .client import end_waits
+from .client import call_process, end_waits
 
 _load_wsgi = Worker.load_wsgi
 
 
 def _load_and_handle(worker: Any) -> None:
+    call_process(f"gunicorn worker of {worker.cfg.proc_name}")
     _load_wsgi(worker)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         handler = signal.getsignal(number)

@@ -35,8 +35,19 @@ SERVER = [
     "watch",
 ]
 SERVER += ["stock", "journal", "durability", "offline", "server", "manager"]
-CLIENT = ["frozen", "nearcache", "sidecar", "lanes", "caller", "client", "backups", "proxies", "api", "__init__"]
-CLIENT += ["flask", "stopping", "supervisor", "gunicorn", "cli_output", "exports", "cli_commands"]
+CLIENT = ["frozen", "nearcache", "sidecar", "lanes", "caller", "client", "serving", "backups"]
+CLIENT += [
+    "proxies",
+    "api",
+    "__init__",
+    "flask",
+    "stopping",
+    "supervisor",
+    "gunicorn",
+    "cli_output",
+    "exports",
+    "cli_commands",
+]
 CLIENT += ["cli_files", "cli", "__main__"]
 
 LAZILY = {("api", "memory"), ("cli_commands", "manager"), ("cli_files", "offline")}

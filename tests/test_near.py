@@ -70,6 +70,9 @@ class FakeCaller:
         assert reply[0] == "#RETURN", reply
         return reply, None if self.stored else self.near.page
 
+    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float, numbered: bool = True) -> Any:
+        return self.call(kind, name, [*args, timeout], numbered)
+
     def copies(self, space: str) -> Copies | None:
         return self.near.copies(space)
 

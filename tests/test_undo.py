@@ -62,7 +62,7 @@ def state(service: Service) -> dict[str, dict[Any, Any]]:
 
 
 def test_a_session_and_its_lane_are_kept_before_the_first_write(service: Service, log: FakeLog, lane: Lane) -> None:
-    assert log.frames == [([(SESSIONS, 1, [b"s" * 16, 42, 7])], [(lane.key, 0, b"")])]
+    assert log.frames == [([(SESSIONS, 1, [b"s" * 16, 42, 7, "", 1_000.0])], [(lane.key, 0, b"")])]
 
 
 def test_a_write_is_one_frame_with_its_reply(service: Service, log: FakeLog, lane: Lane) -> None:

@@ -35,7 +35,10 @@ class SharedState(StateManager):
     none to start.
     """
 
+    _web = True
+
     def __init__(self, app: Flask | None = None) -> None:
+        self._candidacies = {}
         self._bindings: WeakKeyDictionary[Flask, Binding] = WeakKeyDictionary()
         self._caller = _CurrentCaller(self)
         if app is not None:

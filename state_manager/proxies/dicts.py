@@ -10,6 +10,7 @@ from ..caller import Caller
 from ..checks import Key, check_int, check_key, check_name, seconds
 from ..codec import decode, encode
 from ..nearcache import ABSENT
+from .computing import LEASE, TIMEOUT, Computing
 from .near import MISSING, Near
 from .options import UNSET, Configuring
 from .unsaved import watched
@@ -200,6 +201,31 @@ class SharedDict(MutableMapping[Key, Any]):
             stored = encode(value)
             if self._store("put", key, stored, version, stored):
                 return value
+
+    def get_or_compute(
+        self,
+        key: Key,
+        function: Callable[[], Any],
+        ttl: TTL = None,
+        *,
+        early: float | timedelta | None = None,
+        timeout: float = TIMEOUT,
+        lease: float = LEASE,
+    ) -> Any:
+        """Return the value that is there, else what ``function()`` returns, which is stored.
+
+        Of all who want it at once, in whichever process, one computes, and the others wait for him, ``timeout`` seconds
+        at most (TimedOut). If he ends, the next one computes; if ``function`` raises, it raises here, and those who
+        wait get ComputeFailed with its type and text. None is a value like any other. What was computed is not stored
+        if the key was deleted or written meanwhile. ``early``: so many seconds before the value ends one reader
+        computes it anew, while the others still get the old one. ``lease``: after so many seconds of one's computing
+        the next does it as well.
+        """
+        value = self.get(key, MISSING)
+        if value is not MISSING and early is None:
+            return value
+        computing = Computing(self._caller, self._near, lease)
+        return computing.get(key, function, _ttl(ttl), timeout, _ttl(early))
 
     # -- deadlines -------------------------------------------------------------------------------------------------
 

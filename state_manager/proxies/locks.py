@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
-from ..caller import WaitingCaller
+from ..caller import Caller
 from ..checks import check_int, check_name, seconds
 from ..checks import timeout as check_timeout
 from ..errors import NotOwner, TimedOut
@@ -43,7 +43,7 @@ class Holding(NamedTuple):
     waiters: int
 
 
-def _grants(caller: WaitingCaller) -> dict[tuple[str, str], list[int]]:
+def _grants(caller: Caller) -> dict[tuple[str, str], list[int]]:
     """Return, by kind and name, the tokens of what this thread or greenlet has been granted, the last one last."""
     global _here
     if type(_here) is not threading.local:
@@ -61,7 +61,7 @@ class Held:
 
     kind: str
 
-    def __init__(self, caller: WaitingCaller, name: str, lease: float | timedelta | None, timeout: float) -> None:
+    def __init__(self, caller: Caller, name: str, lease: float | timedelta | None, timeout: float) -> None:
         check_name(name)
         self._caller = caller
         self._name = name
@@ -152,7 +152,7 @@ class Lock(Held):
 
     def __init__(
         self,
-        caller: WaitingCaller,
+        caller: Caller,
         name: str,
         lease: float | timedelta | None = None,
         timeout: float = TIMEOUT,
@@ -182,7 +182,7 @@ class Semaphore(Held):
     kind = "semaphore"
 
     def __init__(
-        self, caller: WaitingCaller, name: str, n: int, lease: float | timedelta | None = None, timeout: float = TIMEOUT
+        self, caller: Caller, name: str, n: int, lease: float | timedelta | None = None, timeout: float = TIMEOUT
     ) -> None:
         super().__init__(caller, name, lease, timeout)
         self._n = check_int(n, "n")

@@ -78,6 +78,15 @@ class Near:
                 return copy.value is not ABSENT
         return self._fetch(key, "contains")[1] is not ABSENT
 
+    def seconds_left(self, key: Key) -> float:
+        """Return how long a key that was just read will be there, infinite without a deadline."""
+        copies = self._copies()
+        copy = None if copies is None else copies.find(key)
+        if copy is not None:
+            return copy.deadline - boot_time()
+        left: list[float | None] = self.caller.call("dict", "ttl", (self.name, key), False)
+        return inf if not left or left[0] is None else left[0]
+
     def frozen(self, key: Key, default: Any) -> Any:
         """Return the value in a read-only form that all readers of this process share."""
         copies = self._copies()

@@ -44,6 +44,10 @@ class Configuring:
         self._configure()
         return self._caller.exchange(kind, name, args, numbered)
 
+    def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float, numbered: bool = True) -> Any:
+        self._configure()
+        return self._caller.wait(kind, name, args, timeout, numbered)
+
     def copies(self, space: str) -> None:
         """There are none: even a read that a copy could answer is to send the options."""
 

@@ -1,0 +1,155 @@
+"""``Queue``: work handed from any process to any other, and handed on if the one that took it ends."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import timedelta
+from typing import Any, Final, NamedTuple, Self
+
+from ..caller import Caller
+from ..checks import DEAD, check_int, check_name, seconds
+from ..checks import timeout as check_timeout
+from ..codec import decode, encode
+from ..errors import NotOwner, TimedOut
+
+TIMEOUT: Final = 20.0
+
+
+class QueueState(NamedTuple):
+    """How many items wait (delayed ones too), were taken and not acknowledged; who waits for an item, and for room."""
+
+    waiting: int
+    taken: int
+    getters: int
+    putters: int
+
+
+class Item:
+    """Something taken from a queue, which is this process's until ``ack`` or ``nack``, or its own end.
+
+    ``with item:`` acknowledges it at the end of the block, or gives it back if the block raises. ``deliveries``: how
+    often it was taken, this time included.
+    """
+
+    def __init__(self, queue: Queue, number: int, value: Any, deliveries: int) -> None:
+        self.value = value
+        self.deliveries = deliveries
+        self._queue = queue
+        self._number = number
+        self._settled = False
+
+    def __repr__(self) -> str:
+        return f"<Item {self._number:x} of {self._queue.name!r}, delivery {self.deliveries}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if self._settled:
+            return
+        if kind is None:
+            self.ack()
+            return
+        with contextlib.suppress(NotOwner):  # it has come back already; the block's exception says more
+            self.nack()
+
+    def ack(self) -> None:
+        """Say that it is done: it goes. Raises NotOwner if it is not this process's, or no longer."""
+        self._settle("ack")
+
+    def nack(self, delay: float | timedelta = 0) -> None:
+        """Give it back, at the end of the queue, to be had again after ``delay`` seconds. Raises NotOwner like ``ack``.
+
+        One that was taken ``max_deliveries`` times goes to the queue of undeliverable items instead.
+        """
+        self._settle("nack", check_timeout(delay))
+
+    def _settle(self, command: str, *args: Any) -> None:
+        self._queue._caller.call("queue", command, (self._queue.name, self._number, *args), True)
+        self._settled = True
+
+
+class Queue:
+    """First in, first out, among all processes; items are taken, and go when they are acknowledged.
+
+    An item whose taker's process ends without that comes back to where it was. ``maxsize``: how many items may wait, 0
+    for any number. ``max_deliveries``: how often one is taken before it goes to the queue ``name + ":dead"`` instead of
+    coming back, None for no bound. ``lease``: seconds after which an item comes back whose taker lives and hangs. Each
+    holds for what is put or taken through this object.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        name: str,
+        maxsize: int = 0,
+        max_deliveries: int | None = None,
+        lease: float | timedelta | None = None,
+    ) -> None:
+        check_name(name)
+        if check_int(maxsize, "maxsize") < 0:
+            raise ValueError(f"maxsize is above zero, or 0 for no bound, not {maxsize}")
+        if max_deliveries is not None:
+            check_name(name + DEAD)
+            if check_int(max_deliveries, "max_deliveries") < 1:
+                raise ValueError(f"max_deliveries is at least 1, or None for no bound, not {max_deliveries}")
+        self._caller = caller
+        self._name = name
+        self._maxsize = maxsize
+        self._max_deliveries = max_deliveries
+        self._lease = None if lease is None else seconds(lease)
+
+    def __repr__(self) -> str:
+        return f"<Queue {self._name!r} in {self._caller!r}>"
+
+    @property
+    def name(self) -> str:
+        """The name that the queue has in the manager."""
+        return self._name
+
+    def put(self, value: Any, delay: float | timedelta = 0, timeout: float = TIMEOUT) -> None:
+        """Add an item, to be had after ``delay`` seconds.
+
+        Where ``maxsize`` items wait, wait for room for ``timeout`` seconds, then raise TimedOut.
+        """
+        args = (self._name, encode(value), check_timeout(delay), self._maxsize)
+        if self._maxsize:
+            number = self._caller.wait("queue", "put", args, check_timeout(timeout))
+        else:
+            check_timeout(timeout)
+            number = self._caller.call("queue", "put", (*args, 0.0), True)
+        if number is None:
+            raise TimedOut(f"the queue {self._name!r} was full, with {self._maxsize} items, for {timeout:g} s")
+
+    def get(self, timeout: float = TIMEOUT) -> Item | None:
+        """Take the next item; wait for one for ``timeout`` seconds, then return None.
+
+        Of those who wait, who came first is given the first. A waiting thread sleeps, and neither side polls.
+        """
+        args = (self._name, self._lease, self._max_deliveries)
+        found = self._caller.wait("queue", "get", args, check_timeout(timeout))
+        if found is None:
+            return None
+        number, stored, deliveries = found
+        return Item(self, number, decode(stored), deliveries)
+
+    def peek(self, default: Any = None) -> Any:
+        """Return a copy of the value that ``get`` would take now, ``default`` if there is none."""
+        found = self._caller.call("queue", "peek", (self._name,), False)
+        return decode(found[0]) if found else default
+
+    def clear(self) -> int:
+        """Delete the items that wait; return how many. Those that were taken stay with their takers."""
+        return int(self._caller.call("queue", "clear", (self._name,), True))
+
+    def __len__(self) -> int:
+        """Return how many items wait, delayed ones too; those that were taken do not."""
+        return self.state().waiting
+
+    def __bool__(self) -> bool:
+        """A queue is not false for being empty."""
+        return True
+
+    def state(self) -> QueueState:
+        """Return how many items and how many processes wait."""
+        return QueueState(*self._caller.call("queue", "size", (self._name,), False))
