@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
-from . import cli_commands, cli_files, supervisor
+from . import cli_commands, cli_files, cli_lists, supervisor
+from .checks import CHANNELS, LOCKS
 from .cli_commands import NO_MANAGER, USAGE
 from .cli_output import PROGRAM, complain, table
 from .errors import StateError
@@ -105,7 +106,16 @@ COMMANDS = (
     Command("ping", cli_commands.ping, (), "measure one round trip to the manager", ""),
     Command("stats", cli_commands.stats, (), "show the manager's numbers", ""),
     Command("spaces", cli_commands.spaces, (), "list what is stored: names, kinds, sizes", ""),
-    Command("locks", cli_commands.locks, (), "list locks and semaphores: who holds them, since when, who waits", ""),
+    Command(
+        "locks",
+        cli_lists.list_of(LOCKS),
+        (),
+        "list locks, semaphores and leaders: who holds them, since when, who waits",
+        "",
+    ),
+    Command("queues", cli_lists.list_of(":queues"), (), "list queues: what waits, what was taken, who waits", ""),
+    Command("channels", cli_lists.list_of(CHANNELS), (), "list channels: messages kept, who waits for the next", ""),
+    Command("workers", cli_lists.list_of(":workers"), (), "list processes: what they hold and wait for", ""),
     Command("keys", cli_commands.keys, (DICT,), "list a dict's keys, one a line", "carts | head"),
     Command(
         "get",
@@ -145,9 +155,14 @@ COMMANDS = (
     ),
     Command(
         "watch",
-        cli_commands.watch,
+        cli_lists.watch,
         (
-            DICT,
+            argument(
+                "dict",
+                metavar="DICT",
+                help="a dict's name; :locks, :queues, :channels, :workers; :channel:NAME for its messages; or another "
+                "space of the manager's own",
+            ),
             argument("key", metavar="KEY", nargs="?", help="only this key"),
             key_kind,
             argument(

@@ -167,30 +167,6 @@ def spaces(args: argparse.Namespace) -> int:
     return OK
 
 
-def locks(args: argparse.Namespace) -> int:
-    with open_manager(args) as manager:
-        held = list(manager.held())
-    document = [
-        {"kind": one.kind, "name": one.name, "waiters": one.waiters, "lease": one.lease, "token": one.token}
-        | one.owner._asdict()
-        for one in held
-    ]
-    rows = [
-        (
-            key_text(one.name),
-            one.kind,
-            one.owner.pid,
-            one.owner.thread,
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.owner.since)),
-            "none" if one.lease is None else f"{one.lease:.1f} s",
-            one.waiters,
-        )
-        for one in held
-    ]
-    show(args, document, table(rows, header=("NAME", "KIND", "PID", "THREAD", "SINCE", "LEASE LEFT", "WAITING")))
-    return OK
-
-
 def keys(args: argparse.Namespace) -> int:
     with open_manager(args) as manager:
         for key in open_space(manager, args.dict):
@@ -244,20 +220,6 @@ def ttl(args: argparse.Namespace) -> int:
             return absent(args, key)
     show(args, seconds, "none" if seconds is None else f"{seconds:.3f}")
     return OK
-
-
-def watch(args: argparse.Namespace) -> int:
-    key = None if args.key is None else key_argument(args)
-    with open_manager(args) as manager:
-        space = open_space(manager, args.dict)
-        seen = snapshot(space, key)
-        complain(f"looking every {args.interval:g} s; Ctrl-C ends it")
-        while True:
-            time.sleep(args.interval)
-            now = snapshot(space, key)
-            for changed in [key for key in seen | now if seen.get(key) != now.get(key)]:
-                print(change_line(args, changed, now), flush=True)
-            seen = now
 
 
 def secret_show(args: argparse.Namespace) -> int:
@@ -328,21 +290,6 @@ def value_argument(args: argparse.Namespace) -> Any:
 
 def not_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
-
-
-def snapshot(space: SharedDict, key: Key | None) -> dict[Key, tuple[str, Any]]:
-    """Return what `watch` compares: each value's text, since True == 1 == 1.0, and the value itself."""
-    found = space.copy() if key is None else space.get_many([key])
-    return {key: (repr(value), value) for key, value in found.items()}
-
-
-def change_line(args: argparse.Namespace, key: Key, now: dict[Key, tuple[str, Any]]) -> str:
-    """Return the line that `watch` prints for a key that was written or has gone."""
-    gone = key not in now
-    if args.json:
-        change = {"gone": True} if gone else {"value": to_json(now[key][1])}
-        return json_text({"time": time.time(), "key": key_json(key)} | change)
-    return f"{time.strftime('%H:%M:%S')}  {key_text(key)}  {'(gone)' if gone else value_text(now[key][1])}"
 
 
 def absent(args: argparse.Namespace, key: Key) -> int:

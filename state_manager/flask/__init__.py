@@ -8,5 +8,6 @@ visits = state.counter("visits")
 from __future__ import annotations
 
 from .extension import SharedState
+from .streams import event_stream
 
-__all__ = ["SharedState"]
+__all__ = ["SharedState", "event_stream"]

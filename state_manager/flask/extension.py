@@ -6,13 +6,15 @@ So proxies may be made at import, before ``init_app``, and belong to whichever a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from flask import Flask, current_app, has_app_context
 from flask.sessions import SecureCookieSessionInterface
 
+from .. import serving
 from ..api import StateManager
+from ..caller import Caller
 from ..nearcache import Copies
 from ..settings import Address
 from ..versions import Page
@@ -61,6 +63,12 @@ class SharedState(StateManager):
                 unsaved.watch(environ)
             return flasks_own(environ)
 
+        def serve() -> None:
+            """Only a real request comes here, and what waits for one may begin."""
+            if not (app.testing or serving.is_test()):
+                serving.begin()
+
+        app.before_request(serve)
         unavailable.install(app, lambda: binding.settings.retry_after)
         unsaved.install(app)
         app.request_context = request_context  # type: ignore[method-assign]
@@ -92,6 +100,19 @@ class SharedState(StateManager):
         return self.manager.address
 
 
+def caller_now(proxy: HasCaller) -> Caller:
+    """Return what a proxy calls at this moment, for a time when no app may be current."""
+    caller = proxy.caller
+    return caller.current if isinstance(caller, _CurrentCaller) else caller
+
+
+class HasCaller(Protocol):
+    """A proxy."""
+
+    @property
+    def caller(self) -> Caller: ...
+
+
 class _CurrentCaller:
     """What the proxies call; it passes everything to the manager that is the right one at that moment."""
 
@@ -101,23 +122,27 @@ class _CurrentCaller:
     def __repr__(self) -> str:
         return repr(self._state)
 
+    @property
+    def current(self) -> Caller:
+        return self._state.manager._caller
+
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
-        return self._state.manager._caller.call(kind, name, args, numbered)
+        return self.current.call(kind, name, args, numbered)
 
     def exchange(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> tuple[Sequence[Any], Page | None]:
-        return self._state.manager._caller.exchange(kind, name, args, numbered)
+        return self.current.exchange(kind, name, args, numbered)
 
     def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float, numbered: bool = True) -> Any:
-        return self._state.manager._caller.wait(kind, name, args, timeout, numbered)
+        return self.current.wait(kind, name, args, timeout, numbered)
 
     def copies(self, space: str) -> Copies | None:
-        return self._state.manager._caller.copies(space)
+        return self.current.copies(space)
 
     def lasting_copies(self, space: str) -> None:
         """There are none: which app's they are may change from one use to the next."""
 
     def look(self) -> None:
-        self._state.manager._caller.look()
+        self.current.look()
 
     def close(self) -> None:
         self._state.manager.close()

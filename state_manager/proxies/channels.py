@@ -58,6 +58,11 @@ class Subscription:
         """The id of the last message that was read, with which ``subscribe(after=...)`` goes on elsewhere."""
         return self._after
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
     def get(self, timeout: float = TIMEOUT) -> Message | None:
         """Return the next message; wait for it for ``timeout`` seconds, then return None. None once it is closed.
 
@@ -68,7 +73,7 @@ class Subscription:
             return None
         if not self._read:
             args = (self._channel.name, self._after)
-            found = self._channel._caller.wait("channel", "read", args, timeout, numbered=False)
+            found = self._channel.caller.wait("channel", "read", args, timeout, numbered=False)
             if not found:
                 return None
             missed, *page = found
@@ -102,12 +107,12 @@ class Channel:
         check_name(name)
         if check_int(history, "history") < 1:
             raise ValueError(f"a channel keeps at least one message, not {history}")
-        self._caller = caller
+        self.caller = caller
         self._name = name
         self._history = history
 
     def __repr__(self) -> str:
-        return f"<Channel {self._name!r} in {self._caller!r}>"
+        return f"<Channel {self._name!r} in {self.caller!r}>"
 
     @property
     def name(self) -> str:
@@ -116,7 +121,7 @@ class Channel:
 
     def publish(self, value: Any) -> int:
         """Send a message to everybody, and return its id, which is larger than any before it."""
-        return int(self._caller.call("channel", "publish", (self._name, encode(value), self._history), True))
+        return int(self.caller.call("channel", "publish", (self._name, encode(value), self._history), True))
 
     def subscribe(self, after: int | None = None) -> Subscription:
         """Return what reads from this call on or, given the id of a message, from the one after that.
@@ -124,13 +129,13 @@ class Channel:
         0 is before the first. What is no longer kept is counted in ``Message.missed``.
         """
         if after is None:
-            after = int(self._caller.call("channel", "last", (self._name,), False))
+            after = int(self.caller.call("channel", "last", (self._name,), False))
         return Subscription(self, check_int(after, "a message's id"))
 
     def drop(self) -> bool:
         """Forget the channel and its messages; return whether it was there. Subscriptions get what comes after."""
-        return bool(self._caller.call("channel", "drop", (self._name,), True))
+        return bool(self.caller.call("channel", "drop", (self._name,), True))
 
     def state(self) -> ChannelState:
         """Return the id of the last message, how many are kept, and who waits."""
-        return ChannelState(*self._caller.call("channel", "state", (self._name,), False))
+        return ChannelState(*self.caller.call("channel", "state", (self._name,), False))
