@@ -26,6 +26,8 @@ from .wire import RETURN, packer, unpack
 
 SHORTEST: Final = 0.01
 """Seconds between two looks of a call that waits, should the clock stand just before the time that it waits for."""
+SWEEP: Final = 1.0
+"""Seconds between two looks, while somebody waits, for what has expired: an item whose lease has ended comes back."""
 
 
 class MemoryClient:
@@ -76,7 +78,7 @@ class MemoryClient:
             reply = self._ask(lane, kind, name, [*args, timeout])
             while reply is None:
                 with self._lock:
-                    rest = max(self.service.next_wake() - time.time(), SHORTEST)
+                    rest = min(max(self.service.next_wake() - time.time(), SHORTEST), SWEEP)
                 event.wait(min(until - time.monotonic(), rest))
                 with self._lock:
                     self._wake()
@@ -114,6 +116,7 @@ class MemoryClient:
     def _wake(self) -> None:
         """Run what has been touched or whose time has come, and tell those who wait in other threads."""
         self.service.begin(time.time())
+        self.service.tidy()
         self.service.wake()
         woken, self.service.woken = self.service.woken, []
         for lane, _ in woken:

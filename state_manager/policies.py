@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from .checks import OPTIONS
+from .checks import CHANNEL, OPTIONS, QUEUE
 from .errors import StoreFull
 from .store import ABSENT, NEVER, Change, Entry, Store, cost
 
+FILLED: Final = (QUEUE, CHANNEL)
+"""What the spaces of the manager's own begin with that applications fill."""
 REFUSE: Final = "refuse"
 EVICT: Final = "evict"
 
@@ -61,17 +63,18 @@ def _owned(store: Store, change: Change, owner: int | None) -> Change:
 def _fitted(store: Store, changes: Sequence[Change], max_memory: int | None) -> Sequence[Change]:
     """Return the changes, after deletions that make room for them where a dict may give up its oldest entries."""
     growth = _growth(store, changes)
+    total = sum(growth.values())
     evictions: list[Change] = []
     for space, more in growth.items():
-        if more <= 0 or space[:1] == ":":
+        if more <= 0 or (space[:1] == ":" and not space.startswith(FILLED)):
             continue
         options = options_of(store, space)
         found = store.spaces.get(space)
         over = 0
         if options.max_bytes is not None:
             over = (found.bytes if found else 0) + more - options.max_bytes
-        if max_memory is not None:
-            over = max(over, store.bytes + sum(growth.values()) - max_memory)
+        if max_memory is not None and total > 0:  # what only moves, such as an item that is given back, needs no room
+            over = max(over, store.bytes + total - max_memory)
         if over > 0:
             evictions += _oldest(store, space, over, {key for name, key, _ in changes if name == space}, options)
     return [*evictions, *changes] if evictions else changes
@@ -99,6 +102,8 @@ def _oldest(store: Store, space: str, size: int, spared: set[Any], options: Opti
                 size -= cost(key, entry)
                 if size <= 0:
                     return evictions
+    if space[:1] == ":":
+        raise StoreFull(f"there is no room in {space!r} (the manager's memory): delete something, or raise the bound")
     bound = f"{options.max_bytes:,} bytes of its own" if options.max_bytes is not None else "the manager's memory"
     raise StoreFull(f"the dict {space!r} is full ({bound}): delete something, raise the bound, or set on_full='evict'")
 

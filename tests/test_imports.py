@@ -46,7 +46,8 @@ CLIENT += [
     "gunicorn",
     "cli_output",
     "exports",
-    "cli_commands", "cli_lists"
+    "cli_commands",
+    "cli_lists",
 ]
 CLIENT += ["cli_files", "cli", "__main__"]
 

@@ -1,4 +1,4 @@
-"""The app that run.py serves: a counter, a session and a login, which all break with several workers and no manager.
+"""The app that run.py serves: a counter, a session, a login, messages: with several workers and no manager all break.
 
 It is the example that people copy: one `SharedState(app)`, then proxies that are made once, at import.
 A cookie with SameSite=Lax does not come with a form that another site posts, so nobody else can log a visitor out.
@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from flask import Flask, Response, flash, redirect, render_template, request, session, url_for
+from flask import Flask, Response, abort, flash, redirect, render_template, request, session, url_for
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from state_manager.flask import SharedState
+from state_manager.flask import SharedState, event_stream
 
 NAME_LIMIT = 40
+TEXT_LIMIT = 500
 
 app = Flask(__name__)
 app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
 state = SharedState(app)
 
 visits = state.counter("visits")
+messages = state.channel("messages", history=100)
 
 
 @app.get("/")
@@ -61,6 +63,28 @@ def log_out() -> BaseResponse:
     session.pop("name", None)
     flash("Logged out.")
     return redirect(url_for("login"), 303)
+
+
+@app.get("/messages")
+def messages_page() -> str:
+    """Show what anybody writes, in every browser at once."""
+    return render_template("messages.html", limit=TEXT_LIMIT)
+
+
+@app.post("/messages")
+def write_message() -> tuple[str, int]:
+    """Send a text to all who have the page open, whichever worker they are connected to."""
+    text = request.form.get("text", "").strip()
+    if not 0 < len(text) <= TEXT_LIMIT:
+        abort(400, f"A message has 1 to {TEXT_LIMIT} characters; this one has {len(text)}.")
+    messages.publish({"name": session.get("name", "somebody"), "text": text, "pid": os.getpid()})
+    return "", 204
+
+
+@app.get("/messages/stream")
+def message_stream() -> Response:
+    """Hold this connection open, and a thread of this worker with it, and send messages as they come."""
+    return event_stream(messages)
 
 
 @app.errorhandler(HTTPException)

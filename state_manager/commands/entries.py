@@ -7,7 +7,7 @@ from typing import Any
 from ..checks import INT_MAX, INT_MIN, SHORT, Key, check_int, check_key, check_name, check_stored, seconds
 from ..store import ABSENT, NEVER, Entry, Stored
 from .base import Done, View, check_readable, entry, row, shown, value_of, with_value
-from .flights import out_of_date
+from .flights import deleted
 
 
 def get(view: View, now: float, space: str, key: Key) -> Done:
@@ -73,7 +73,8 @@ def delete(view: View, now: float, space: str, key: Key) -> Done:
     """Delete a key; return whether it was there."""
     check_name(space)
     check_key(key)
-    return (False, out_of_date(view, space, key)) if view.get(space, key) is ABSENT else (True, ((space, key, ABSENT),))
+    found = view.get(space, key)
+    return found is not ABSENT, deleted(view, space, key, found)
 
 
 def pop(view: View, now: float, space: str, key: Key) -> Done:
@@ -81,16 +82,17 @@ def pop(view: View, now: float, space: str, key: Key) -> Done:
     check_name(space)
     check_key(key)
     found = view.get(space, key)
-    if found is ABSENT:
-        return [], out_of_date(view, space, key)
-    return [value_of(found)], ((space, key, ABSENT),)
+    return [] if found is ABSENT else [value_of(found)], deleted(view, space, key, found)
 
 
 def popitem(view: View, now: float, space: str) -> Done:
     """Delete the key that was added last and return ``[key, value]``, or ``[]`` when there is none."""
     check_name(space)
     key = view.last(space)
-    return ([], ()) if key is None else ([key, value_of(view.get(space, key))], ((space, key, ABSENT),))
+    if key is None:
+        return [], ()
+    found = view.get(space, key)
+    return [key, value_of(found)], deleted(view, space, key, found)
 
 
 def increment(

@@ -87,14 +87,14 @@ def give_up(view: View, now: float, space: str, key: Key, token: int) -> Done:
     return None, () if _mine(view, space, key, token) is ABSENT else ((FLIGHT + space, key, ABSENT),)
 
 
-def out_of_date(view: View, space: str, key: Key) -> Sequence[Change]:
-    """Return the changes that see to it that what is being computed for a key that was not there is not stored.
+def deleted(view: View, space: str, key: Key, found: Any) -> Sequence[Change]:
+    """Return the changes that delete a key: what is being computed for it is out of date then, and is not stored.
 
-    They name the key too, as a deletion: a single change would be taken for the key's own by who asked.
+    They name the key even if it is absent: a single change would be taken for the key's own by who asked.
     """
-    if view.get(FLIGHT + space, key) is ABSENT:
-        return ()
-    return (space, key, ABSENT), (FLIGHT + space, key, ABSENT)
+    if view.get(FLIGHT + space, key) is not ABSENT:
+        return (space, key, ABSENT), (FLIGHT + space, key, ABSENT)
+    return () if found is ABSENT else ((space, key, ABSENT),)
 
 
 def all_out_of_date(view: View, space: str) -> Sequence[Change]:

@@ -9,7 +9,7 @@ from ..checks import SHORT, Key, check_key, check_name, check_stored
 from ..errors import TooLarge
 from ..store import ABSENT, NEVER, Change, Entry
 from .base import Done, View, check_readable, check_size, entry, row, shown, shown_value
-from .flights import all_out_of_date, out_of_date
+from .flights import all_out_of_date, deleted
 
 ANSWER_COST: Final = 24
 """What an answer of many takes beside its value."""
@@ -56,11 +56,9 @@ def delete_many(view: View, now: float, space: str, keys: list[Key]) -> Done:
     count = 0
     changes: list[Change] = []
     for key in dict.fromkeys(keys):
-        if view.get(space, key) is ABSENT:
-            changes += out_of_date(view, space, key)
-        else:
-            count += 1
-            changes.append((space, key, ABSENT))
+        found = view.get(space, key)
+        count += found is not ABSENT
+        changes += deleted(view, space, key, found)
     return count, changes
 
 

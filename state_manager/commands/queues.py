@@ -79,23 +79,23 @@ def take_back(
     view: View, now: float, result: Any, name: str, lease: float | None, most: int | None, wait: float
 ) -> Done:
     """Put back an item that was given to one who no longer waited: it was not delivered."""
-    found: Any = ABSENT if result is None else _taken(view, name, result[0])
+    found: Any = ABSENT if result is None else _taken(view, name, result[0], result[2])
     if found is ABSENT:
         return None, ()
     value = [found.value[VALUE], found.value[DELIVERIES] - 1]
     return None, ((TAKEN + name, result[0], ABSENT), (QUEUE + name, found.value[PLACE], value))
 
 
-def ack(view: View, now: float, name: str, number: int) -> Done:
-    """Forget an item that was taken: it is done."""
-    _mine(view, name, number)
+def ack(view: View, now: float, name: str, number: int, delivery: int) -> Done:
+    """Forget an item that was taken: it is done. ``delivery``: which one of it this was."""
+    _mine(view, name, number, delivery)
     return None, ((TAKEN + name, number, ABSENT),)
 
 
-def nack(view: View, now: float, name: str, number: int, delay: float) -> Done:
+def nack(view: View, now: float, name: str, number: int, delivery: int, delay: float) -> Done:
     """Give back an item that was taken, to be had again after ``delay`` seconds."""
     due = now + check_delay(delay)
-    return None, _back(name, number, _mine(view, name, number), _place(due, number))
+    return None, _back(name, number, _mine(view, name, number, delivery), _place(due, number))
 
 
 def returned(space: str, number: Key, found: Entry) -> Sequence[Change]:
@@ -149,16 +149,17 @@ def _back(name: str, number: Key, found: Entry, place: bytes) -> Sequence[Change
     return (TAKEN + name, number, ABSENT), (to, place, [value, deliveries])
 
 
-def _taken(view: View, name: str, number: int) -> Any:
-    """Return the entry of an item that this session has taken, ABSENT if it has not, or no longer."""
+def _taken(view: View, name: str, number: int, delivery: int) -> Any:
+    """Return the entry of an item that this session was given with this delivery, ABSENT if it has it no longer."""
     check_name(name)
     found = view.get(TAKEN + name, check_int(number, "an item's number"))
     owner = view.session.number if view.session else None
-    return ABSENT if found is ABSENT or found.owner != owner else found
+    mine = found is not ABSENT and found.owner == owner and found.value[DELIVERIES] == delivery
+    return found if mine else ABSENT
 
 
-def _mine(view: View, name: str, number: int) -> Any:
-    found = _taken(view, name, number)
+def _mine(view: View, name: str, number: int, delivery: int) -> Any:
+    found = _taken(view, name, number, delivery)
     if found is ABSENT:
         raise NotOwner(
             f"this item of the queue {name!r} is not this process's: it was acknowledged or given back, or its lease"

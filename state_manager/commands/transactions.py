@@ -13,7 +13,7 @@ from ..checks import COUNTERS, Key, check_int, check_key, check_name, check_stor
 from ..errors import Conflict, TooLarge
 from ..store import ABSENT, Change
 from .base import Done, View, entry, row, with_value
-from .flights import all_out_of_date, out_of_date
+from .flights import all_out_of_date, deleted
 from .many import MANY
 
 DELETE, SET, KEEP, CLEAR = range(4)
@@ -58,7 +58,7 @@ def _changes(view: View, now: float, space: str, key: Key | None, what: int, val
     check_key(key)
     assert key is not None
     if what == DELETE:
-        return (space, key, ABSENT), *out_of_date(view, space, key)
+        return deleted(view, space, key, view.get(space, key))
     check_stored(value)
     if space == COUNTERS:
         check_int(value, "a counter")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from ..checks import timeout as check_timeout
 from ..codec import encode
 from ..errors import StateError, TimedOut
 from .near import MISSING, Near
+
+logger = logging.getLogger("state_manager")
 
 TIMEOUT: Final = 20.0
 LEASE: Final = 60.0
@@ -50,11 +53,17 @@ class Computing:
         return self._compute(key, function, ttl, found)
 
     def _refreshed(self, key: Key, function: Function, ttl: float | None, value: Any) -> Any:
-        """Compute the value anew, unless somebody does: then the one that is there is good enough."""
+        """Compute the value anew, unless somebody does, or has just failed: the one that is there is good enough."""
         if self._flights.holds(key):
             return value  # most often this process has a copy of that
         token = self._caller.call("dict", "refresh", (self._near.name, key, self._lease), True)
-        return value if token is None else self._compute(key, function, ttl, token)
+        if token is None:
+            return value
+        try:
+            return self._compute(key, function, ttl, token)
+        except Exception:
+            logger.exception("%s[%r] could not be computed anew; its old value still holds", self._near.name, key)
+            return value
 
     def _compute(self, key: Key, function: Function, ttl: float | None, token: int) -> Any:
         mine = (self._near.name, key, token)

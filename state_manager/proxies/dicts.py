@@ -218,8 +218,8 @@ class SharedDict(MutableMapping[Key, Any]):
         at most (TimedOut). If he ends, the next one computes; if ``function`` raises, it raises here, and those who
         wait get ComputeFailed with its type and text. None is a value like any other. What was computed is not stored
         if the key was deleted or written meanwhile. ``early``: so many seconds before the value ends one reader
-        computes it anew, while the others still get the old one. ``lease``: after so many seconds of one's computing
-        the next does it as well.
+        computes it anew, while the others still get the old one; if that fails it is logged, and he gets it too.
+        ``lease``: after so many seconds of one's computing the next does it as well.
         """
         value = self.get(key, MISSING)
         if value is not MISSING and early is None:

@@ -65,7 +65,7 @@ class Item:
         self._settle("nack", check_timeout(delay))
 
     def _settle(self, command: str, *args: Any) -> None:
-        self._queue._caller.call("queue", command, (self._queue.name, self._number, *args), True)
+        self._queue._caller.call("queue", command, (self._queue.name, self._number, self.deliveries, *args), True)
         self._settled = True
 
 

@@ -42,3 +42,9 @@ def manager(reach: Callable[[], StateManager]) -> Iterator[StateManager]:
         yield manager
         if manager.stats()["directory"] is None:
             manager.shutdown()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A name of its own for each test: the processes that serve the suite go on."""
+    return f"{request.node.name}"

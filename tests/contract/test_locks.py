@@ -17,12 +17,6 @@ from state_manager import Lock, NotOwner, Owner, Semaphore, StateManager, TimedO
 
 
 @pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A name of its own for each test: the processes that serve the suite go on."""
-    return f"{request.node.name}"
-
-
-@pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as pool:
         yield pool

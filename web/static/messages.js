@@ -1,0 +1,39 @@
+// Shows what comes through the stream, newest first, and sends the form without leaving the page.
+const list = document.getElementById("messages");
+const state = document.getElementById("state");
+const form = document.getElementById("write");
+const SHOWN = 100;
+
+function show(text, detail) {
+  const item = document.createElement("li");
+  item.textContent = text;
+  if (detail) {
+    const small = document.createElement("small");
+    small.textContent = " " + detail;
+    item.append(small);
+  }
+  list.prepend(item);
+  while (list.children.length > SHOWN) list.lastChild.remove();
+}
+
+// The browser connects again by itself, and tells which message it had last.
+const stream = new EventSource(list.dataset.stream);
+stream.onopen = () => { state.textContent = "Connected."; };
+stream.onerror = () => { state.textContent = "The connection is lost; trying again …"; };
+stream.onmessage = (event) => {
+  const message = JSON.parse(event.data);
+  show(`${message.name}: ${message.text}`, `through process ${message.pid}`);
+};
+stream.addEventListener("missed", (event) => show(`${event.data} messages were missed.`));
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const body = new URLSearchParams(new FormData(form));
+  try {
+    const answer = await fetch(form.action, { method: "POST", body });
+    if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
+    form.reset();
+  } catch (error) {
+    state.textContent = `Not sent: ${error.message}`;
+  }
+});
