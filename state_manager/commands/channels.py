@@ -1,13 +1,13 @@
 """Channels: messages that everybody reads who wants to, each reader from where he is.
 
-A channel is an entry of ":channels", ``[the last message's id, how many are kept, its first id]``, and a space with
-the messages, ``[value]`` under their ids. Readers have nothing here: each says the id of the last message that he has,
-and waits if there is none after it. So one that is slow, has gone or comes back costs nobody anything.
+A channel is an entry of ":channels", ``[the last message's id, how many are kept, its first id, starts]``, and a space
+with the messages, ``[value]`` under their ids. Readers have nothing here: each says the id of the last message that he
+has, and waits if there is none after it. So one that is slow, has gone or comes back costs nobody anything.
 
 An id is the manager's epoch in the high 32 bits, so that none comes twice even if a power failure took the last ones,
 and a count of the channel's messages in the low ones, which goes on across epochs: the difference of two ids tells how
-many were between them. Where the next id is not the next number, the message before names it. A channel that was
-dropped leaves its last id in ":channels" under ``FLOOR``, and new ones begin after that: so ids always grow.
+many were between them. Where the next id is not the next number, it is one of ``starts``. A channel that was dropped
+leaves its last id in ":channels" under ``FLOOR``, and new ones begin after that: so ids always grow.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ TRIM: Final = 100
 FLOOR: Final = 0
 """A key that is no channel's name: the largest id of all that were dropped."""
 
-LAST, HISTORY, FIRST = range(3)
+LAST, HISTORY, FIRST, STARTS = range(4)
 """What a channel's entry holds."""
+STARTS_KEPT: Final = 64
+"""First ids of epochs that are known; who has a message of an older one may miss some, and is told how many."""
 
 _COUNT: Final = (1 << EPOCH_SHIFT) - 1
 
@@ -44,14 +46,14 @@ def publish(view: View, now: float, name: str, value: Stored, history: int) -> D
     found = view.get(CHANNELS, name)
     before = _last(view, name)
     id_ = max(before + 1, view.version(CHANNELS, name) >> EPOCH_SHIFT << EPOCH_SHIFT | (before + 1) & _COUNT)
-    first = id_ if found is ABSENT else found[FIRST]
-    changes: list[Change] = [(space, id_, [value]), (CHANNELS, name, [id_, history, first])]
-    if id_ != before + 1 and (message := view.get(space, before)) is not ABSENT:
-        changes.append((space, before, [message[0], id_]))
+    first, starts = (id_, []) if found is ABSENT else (found[FIRST], found[STARTS])
+    if id_ != before + 1:
+        starts = [*starts[1 - STARTS_KEPT :], id_]
+    changes: list[Change] = [(space, id_, [value]), (CHANNELS, name, [id_, history, first, starts])]
     oldest: Any = view.first(space)
     for _ in range(min(view.size(space) + 1 - history, TRIM)):
         changes.append((space, oldest, ABSENT))
-        oldest = id_ if oldest is None else _next(view, space, oldest)
+        oldest = _next(view, space, starts, oldest) or id_
     return id_, changes
 
 
@@ -61,16 +63,18 @@ def read(view: View, now: float, name: str, after: int, wait: float) -> Outcome:
     check_int(after, "a message's id")
     until = now + timeout(wait)
     space = CHANNEL + name
-    id_ = _next(view, space, after)
+    found = view.get(CHANNELS, name)
+    starts = [] if found is ABSENT else found[STARTS]
+    id_ = _next(view, space, starts, after)
     if id_ is None:
         return Wait(space, None, until, timed_out=[], in_order=False)
-    page: list[Any] = [_missed(view.get(CHANNELS, name)[FIRST], after, id_)]
+    page: list[Any] = [_missed(found[FIRST], after, id_)]
     size = 0
     while id_ is not None and len(page) <= 2 * PAGE_MESSAGES and size < PAGE_BYTES:
         value = view.get(space, id_)[0]
         page += (id_, value)
         size += cost(id_, value)
-        id_ = _next(view, space, id_)
+        id_ = _next(view, space, starts, id_)
     return page, ()
 
 
@@ -111,14 +115,14 @@ def _missed(first: int, after: int, id_: int) -> int:
     return missed if missed < 1 << EPOCH_SHIFT - 1 else 0  # a power failure has taken some, and the count went back
 
 
-def _next(view: View, space: str, after: int) -> int | None:
-    """Return the id of the first message after an id, None if there is none."""
-    found = view.get(space, after)
-    following = found[1] if found is not ABSENT and len(found) > 1 else after + 1
-    if view.get(space, following) is not ABSENT:
-        return following
+def _next(view: View, space: str, starts: list[int], after: int) -> int | None:
+    """Return the id of the first message that is kept after an id, None if there is none."""
+    if view.get(space, after + 1) is not ABSENT:
+        return after + 1
     first = view.first(space)
-    return first if type(first) is int and first > after else None
+    if type(first) is not int:
+        return None
+    return first if first > after else min((start for start in starts if start > after), default=None)
 
 
 COMMANDS = (

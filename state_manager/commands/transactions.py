@@ -53,6 +53,9 @@ def space_version(view: View, now: float, space: str) -> Done:
 
 def _changes(view: View, now: float, space: str, key: Key | None, what: int, value: Any, ttl: Any) -> Sequence[Change]:
     _check_space(space)
+    if space == COUNTERS:
+        check_name(key)
+        check_int(value, "a counter")
     if what == CLEAR:
         return (space, None, ABSENT), *all_out_of_date(view, space)
     check_key(key)
@@ -60,9 +63,11 @@ def _changes(view: View, now: float, space: str, key: Key | None, what: int, val
     if what == DELETE:
         return deleted(view, space, key, view.get(space, key))
     check_stored(value)
-    if space == COUNTERS:
-        check_int(value, "a counter")
-    return ((space, key, with_value(view.get(space, key), value) if what == KEEP else entry(value, ttl, now)),)
+    if what == KEEP:
+        return ((space, key, with_value(view.get(space, key), value)),)
+    if what == SET:
+        return ((space, key, entry(value, ttl, now)),)
+    raise ValueError(f"a write is one of {DELETE} to {CLEAR}, not {what!r}")
 
 
 def _check_space(space: object) -> None:
