@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,10 @@ from state_manager import serving
 
 
 @pytest.fixture(autouse=True)
-def unbegun(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unbegun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_began_in", None)
     monkeypatch.setattr(serving, "_waiting", [])
     monkeypatch.setattr(Worker, "notify", Worker.notify)
-    yield
 
 
 def test_nothing_begins_under_pytest_by_itself() -> None:

@@ -24,6 +24,8 @@ def turn(view: View, now: float, name: str, token: int, job: str, period: float)
     check_int(token, "a token")
     if held_by(view, LEADERS, name, token) is None:
         raise NotOwner(f"this process is not the leader {name!r} any more")
+    if type(job) is not str:
+        raise TypeError("a job's name is a str")
     key = f"{name}\0{job}"
     check_key(key)
     period = seconds(period)
