@@ -320,9 +320,10 @@ def test_periodic_work_goes_on_where_the_last_leader_stopped(directory: Path, ch
 
 def test_turns() -> None:
     room = Room()
-    a, b = room.lane(), room.lane()
+    a, waiting = room.lane(), room.lane()
+    b = room.lane(session=waiting)
     token = room.ask(a, "leader", "acquire", "s", 1, None, 0, 20.0)
-    room.ask(b, "leader", "acquire", "s", 1, None, 0, 200.0)
+    room.ask(waiting, "leader", "acquire", "s", 1, None, 0, 200.0)
 
     def turn(who: int, token: int, period: float = 10.0) -> Any:
         return room.ask(who, "leader", "turn", "s", token, "job", period)
@@ -340,7 +341,7 @@ def test_turns() -> None:
     while not room.service.end(room.lanes[a].session):
         pass
     room.commit()
-    [second] = room.answers[b]
+    [second] = room.answers[waiting]
     assert turn(a, token)[0] == "NotOwner"
     assert turn(b, second) == [False, 10.0]
     room.at(46.5)
