@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .backups import back_up
 from .caller import Caller
-from .checks import CHANNELS, LEADERS, LOCKS, QUEUE, SEMAPHORE, Key, check_key, seconds, shown
+from .checks import CHANNELS, LEADERS, LOCKS, QUEUE, SEMAPHORE, TAKEN, Key, check_key, seconds, shown
 from .client import Client
 from .errors import StateError
 from .nearcache import NearCache
@@ -190,7 +190,8 @@ class StateManager:
 
     def queues(self) -> list[Queue]:
         """Return the queues in which something waits or was taken."""
-        names = {space.name.removeprefix(QUEUE) for space in self.spaces() if space.kind == "queue"}
+        spaces = [space.name for space in self.spaces()]
+        names = {name.removeprefix(prefix) for name in spaces for prefix in (QUEUE, TAKEN) if name.startswith(prefix)}
         return [Queue(self._caller, name) for name in sorted(names)]
 
     def channels(self) -> list[Channel]:

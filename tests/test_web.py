@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -11,7 +12,8 @@ from werkzeug.test import TestResponse
 
 from web import app
 
-PAGES = ["/session", "/login"]
+PAGES = ["/session", "/login", "/messages"]
+USES_STATE = ["/", "/session", "/login", "/messages/stream"]
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def test_errors_are_pages_with_their_own_status_and_headers(client: FlaskClient)
     assert set(wrong.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
 
 
-@pytest.mark.parametrize("path", ["/", *PAGES])
+@pytest.mark.parametrize("path", USES_STATE)
 def test_without_a_manager_every_page_says_try_again(
     client: FlaskClient, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
 ) -> None:
@@ -123,3 +125,26 @@ def test_without_a_manager_every_page_says_try_again(
     page = client.get(path)
     assert (page.status_code, page.headers["Retry-After"]) == (503, "1")
     assert "<h1>Service Unavailable</h1>" in page.text
+
+
+def test_a_message_reaches_who_listens(client: FlaskClient) -> None:
+    page = client.get("/messages").text
+    assert 'data-stream="/messages/stream"' in page
+    (script,) = re.findall(r'<script src="([^"]+)"', page)
+    with client.get(script) as found:
+        assert found.status_code == 200
+    stream = client.get("/messages/stream")
+    log_in(client, "Ada")
+    assert client.post("/messages", data={"text": " <b>hello</b> "}).status_code == 204
+    chunks = iter(stream.iter_encoded())
+    next(chunks)
+    (data,) = re.findall(r"^data: (.*)$", next(chunks).decode(), re.MULTILINE)
+    stream.close()
+    assert json.loads(data) == {"name": "Ada", "text": "<b>hello</b>", "pid": os.getpid()}
+
+
+@pytest.mark.parametrize("text", ["", "  ", "x" * 501])
+def test_a_message_has_a_text(client: FlaskClient, text: str) -> None:
+    answer = client.post("/messages", data={"text": text})
+    assert answer.status_code == 400
+    assert "A message has 1 to 500 characters" in answer.text

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from datetime import date
@@ -216,18 +215,3 @@ def test_memory_cannot_be_looked_into(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 
 # Locks
-
-
-def test_locks(run: Run, manager: state_manager.StateManager) -> None:
-    assert run("locks").out.split() == ["NAME", "KIND", "PID", "THREAD", "SINCE", "LEASE", "LEFT", "WAITING"]
-    assert run("locks", "--json") == (0, "[]\n", "")
-    with manager.lock("migrate"), manager.semaphore("mail", 2, lease=60) as semaphore:
-        header, lock, mail = run("locks").out.splitlines()
-        assert header.startswith("NAME")
-        assert lock.split()[:3] == ["migrate", "lock", str(os.getpid())]
-        assert lock.split()[-2:] == ["none", "0"]
-        assert mail.split()[:2] == ["mail", "semaphore"]
-        one, other = json.loads(run("locks", "--json").out)
-        assert (one["kind"], one["name"], one["pid"], one["lease"]) == ("lock", "migrate", os.getpid(), None)
-        assert (other["token"], other["waiters"]) == (semaphore.token, 0)
-        assert 50 < other["lease"] <= 60
