@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from ..checks import TAKEN, Key
 from ..store import ABSENT, Change, Entry
-from . import channels, entries, flights, leaders, locks, many, options, queues, system, transactions
+from . import channels, entries, flights, leaders, limits, locks, many, options, queues, system, transactions
 from .base import Command
 
-FAMILIES = (entries, many, options, flights, transactions, locks, leaders, queues, channels, system)
+FAMILIES = (entries, many, options, flights, transactions, locks, leaders, queues, channels, limits, system)
 
 TABLE: dict[tuple[str, str], Command] = {
     (command.kind, command.name): command for family in FAMILIES for command in family.COMMANDS

@@ -20,13 +20,14 @@ from ..store import ABSENT, Entry
 from .base import FINGERPRINTS, ONCE, Done, View, row, value_of
 from .entries import add_to
 from .flights import all_out_of_date
+from .limits import LIMITS
 
 PREVIOUS_LIMIT = 16
 """Former keys of a secret that may stay valid."""
 FINGERPRINT_LIMIT = 64
 """Processes whose fingerprint of one name is remembered."""
 
-KINDS = {COUNTERS: "counter", SECRETS: "secret", LOCKS: "lock", LEADERS: "leader"}
+KINDS = {COUNTERS: "counter", SECRETS: "secret", LOCKS: "lock", LEADERS: "leader", **dict.fromkeys(LIMITS, "limit")}
 PREFIXES = {SEMAPHORE: "semaphore", QUEUE: "queue", CHANNEL: "channel"}
 """The kind of the things that a space of the manager's own holds, or is; the others are of kind "system"."""
 

@@ -47,6 +47,15 @@ class FlaskSettings:
         )
 
 
+def starts_manager() -> bool:
+    """Return whether the environment tells processes to start a manager where none runs. Raises ValueError."""
+    value = variable(START_VARIABLE)
+    try:
+        return value is not None and _boolean(value)
+    except ValueError as error:
+        raise ValueError(f"the environment variable {START_VARIABLE} is {value!r}: {error}") from None
+
+
 def _look_up(app: Flask, name: str, parse: Callable[[Any], T], default: T) -> T:
     value = app.config.get(name)
     source = f"app.config[{name!r}]"

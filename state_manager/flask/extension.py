@@ -5,7 +5,10 @@ So proxies may be made at import, before ``init_app``, and belong to whichever a
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -43,6 +46,9 @@ class SharedState(StateManager):
         self._candidacies = {}
         self._bindings: WeakKeyDictionary[Flask, Binding] = WeakKeyDictionary()
         self._caller = _CurrentCaller(self)
+        if "flask_limiter" in sys.modules:
+            with contextlib.suppress(ImportError):  # its limits may be too old, and its storage another one
+                import_module(f"{__package__}.limits")  # so that it knows "statemanager://"
         if app is not None:
             self.init_app(app)
 
