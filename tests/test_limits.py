@@ -105,6 +105,12 @@ def test_a_sliding_window_weights_the_one_before(run: Limits) -> None:
     assert run.at(192).sliding("k", SPAN) == [0, 0.0, 0, 128.0]
 
 
+def test_sliding_windows_of_another_length_have_no_hits_of_these(run: Limits) -> None:
+    run.hit_sliding("k", 8, SPAN, 5)
+    assert run.sliding("k", SPAN / 2) == [0, 0.0, 0, 64.0]
+    assert run.sliding("k", SPAN * 2) == [0, 0.0, 0, 256.0]
+
+
 def test_a_sliding_window_is_forgotten_when_it_no_longer_counts(run: Limits) -> None:
     run.at(10).hit_sliding("k", 8, SPAN)
     run.at(127.9).sliding("k", SPAN)
@@ -245,7 +251,7 @@ HITS: dict[str, tuple[Any, ...]] = {
     "fixed": ("k",),
     "clear": ("k",),
 }
-BAD = {
+BAD: dict[str, list[Any]] = {
     "key": [None, 1, True, 1.5, ["k"], {}, "k" * 1025, b"k" * 1025, "\ud800"],
     "expiry": [None, "60", True, 0, -1, float("nan"), float("inf"), 1e-9, 1e300, [60]],
     "limit": [None, 1.0, True, "5", -1, 2**63],
