@@ -13,9 +13,9 @@ from state_manager.commands.limits import FIXED, FULL, LIMITS, MOVING, RECORDS, 
 from state_manager.service import Service
 from state_manager.store import Store
 
-NOW = 1_000_000.0
+NOW = 2.0**20
 SPAN = 64
-"""A power of two, which 1,000,000 is a multiple of: all sums and products here are exact."""
+"""A power of two, like the beginning: so windows of the clock begin there, and all sums and products are exact."""
 
 
 class Limits:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from limits.storage import MemoryStorage
 
 from state_manager.commands import limits
-from tests.test_limits import Limits
+from tests.test_limits import NOW, Limits
 
 LIMITS_OF = {"a": (1, 4), "b": (5, 4), "c": (11, 16), "d": (40, 8)}
 """Limit and seconds of each key. Powers of two: then limits computes without rounding, too."""
@@ -33,7 +33,7 @@ class LimitsModel(RuleBasedStateMachine):
         self.run = Limits()
         self.seconds = 0.0
         self.hits: dict[str, list[float]] = {key: [] for key in LIMITS_OF}
-        clock = SimpleNamespace(time=lambda: 1_000_000.0 + self.seconds)
+        clock = SimpleNamespace(time=lambda: NOW + self.seconds)
         self.patches: list[Any] = [
             mock.patch("limits.storage.memory.time", clock),
             mock.patch.object(limits, "RECORDS", 3),  # so that there are full entries
@@ -77,7 +77,8 @@ class LimitsModel(RuleBasedStateMachine):
         _, span = LIMITS_OF[key]
         self.run.clear(key)
         self.theirs.clear(f"fixed {key}")
-        self.theirs.clear_sliding_window(f"sliding {key}", span)
+        for window in self.theirs.sliding_window_keys(f"sliding {key}", span, NOW + self.seconds):
+            self.theirs.clear(window)
         self.theirs.clear(key)
         self.hits[key].clear()
 
@@ -101,7 +102,7 @@ class LimitsModel(RuleBasedStateMachine):
             count, left = self.run.fixed(key)
             assert count == self.theirs.get(f"fixed {key}")
             if count:
-                assert 1_000_000.0 + self.seconds + left == self.theirs.get_expiry(f"fixed {key}")
+                assert NOW + self.seconds + left == self.theirs.get_expiry(f"fixed {key}")
             assert self.run.sliding(key, span) == list(self.theirs.get_sliding_window(f"sliding {key}", span))
             hits = self.in_window(key)
             assert len(hits) <= limit
