@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,16 @@ def test_limits_are_kept_when_the_manager_is_killed(directory: Path) -> None:
             assert passed == ([True] * 35 if attempt == 0 else [True] * 5 + [False] * 30)
         process.kill()
         process.wait(10)
+
+
+def test_an_app_that_is_dropped_closes_its_connection(served: Path) -> None:
+    app = limited(f"statemanager://{served}")
+    assert statuses(app, 1) == [200]
+    with connect(served) as manager:
+        assert manager.stats()["connections"] == 2
+        del app
+        gc.collect()  # pytest shows a ResourceWarning
+        wait_for(lambda: manager.stats()["connections"] == 1, "the end of its connection")
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------

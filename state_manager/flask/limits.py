@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import weakref
 from typing import Any, Final
 
 from flask import current_app, has_app_context
@@ -49,9 +50,10 @@ class StateStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         super().__init__(uri, wrap_exceptions=wrap_exceptions)
         directory = _directory(uri)
         self._shares = directory is None and timeout is None
-        self._manager = connect(
-            directory, timeout=DEFAULT_TIMEOUT if timeout is None else timeout, start=starts_manager()
-        )
+        seconds = DEFAULT_TIMEOUT if timeout is None else timeout
+        self._manager = connect(directory, timeout=seconds, near_cache=False, start=starts_manager())
+        # An app and its Limiter are a cycle: a collector may find the sockets in it before those who would close them.
+        weakref.finalize(self, self._manager.close)
 
     def __repr__(self) -> str:
         return f"<StateStorage {'of the app, or ' if self._shares else ''}{self._manager!r}>"
