@@ -63,7 +63,7 @@ def limited(uri: str, *, shared: bool = False, address: str | None = None, **opt
     if shared:
         app.config.update(STATE_MANAGER_ADDRESS=address, STATE_MANAGER_TIMEOUT=0.2)
         SharedState(app)
-    options.setdefault("storage_options", {} if shared else {"timeout": 0.2})
+    options.setdefault("storage_options", {} if shared else {"timeout": 1.0})
     limiter = Limiter(lambda: "visitor", app=app, storage_uri=uri, **options)
 
     @app.get("/")
@@ -152,6 +152,15 @@ def test_with_shared_state_it_is_that_of_the_app(monkeypatch: pytest.MonkeyPatch
     assert statuses(apps[0]) == [200, 200, 200, 429, 429]
     assert statuses(apps[1], 2) == [200, 200]
     assert statuses(apps[2], 2) == [200, 429]
+
+
+def test_a_timeout_of_its_own_leaves_the_address_to_the_app(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_MANAGER_DIR", str(served.with_name("elsewhere")))
+    options = {"storage_options": {"timeout": 3.0}}
+    assert statuses(limited("statemanager://", shared=True, address=str(served), **options), 2) == [200, 200]
+    assert statuses(limited(f"statemanager://{served}"), 2) == [200, 429]
+    in_memory = limited("statemanager://", shared=True, address="memory://limits-timeout", **options)
+    assert statuses(in_memory, 4) == [200, 200, 200, 429]
 
 
 def test_the_environment_says_whether_to_start_a_manager(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import time
 import weakref
+from pathlib import Path
 from typing import Any, Final
 
 from flask import current_app, has_app_context
@@ -24,11 +25,10 @@ from limits.storage import MovingWindowSupport, SlidingWindowCounterSupport, Sto
 
 from ..api import StateManager, connect
 from ..checks import Key
-from ..client import Caller
 from ..errors import StateError
-from ..settings import DEFAULT_TIMEOUT, KEY_LIMIT
+from ..settings import DEFAULT_TIMEOUT, KEY_LIMIT, DirectoryAddress
 from .config import starts_manager
-from .extension import EXTENSION
+from .extension import EXTENSION, SharedState
 
 SCHEME: Final = "statemanager"
 
@@ -37,9 +37,9 @@ class StateStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
     """Rate limits in the manager, for every strategy of limits.
 
     ``uri``: ``statemanager:///absolute/directory``; ``statemanager://`` for the manager of the current app's
-    ``SharedState`` or, without one, of the default address. ``timeout``: seconds for one operation, retries included;
-    given, or with a directory, the storage has a connection of its own. ``wrap_exceptions``: raise StateErrors as
-    ``limits.errors.StorageError``. Raises ConfigurationError for another uri.
+    ``SharedState`` or, without one, of the default address. ``timeout``: seconds for one operation, retries included
+    (None: those of ``SharedState``, else 5). ``wrap_exceptions``: raise StateErrors as ``limits.errors.StorageError``.
+    Raises ConfigurationError for another uri, ValueError for a bad timeout.
     """
 
     STORAGE_SCHEME = [SCHEME]  # noqa: RUF012  # limits reads it so
@@ -48,35 +48,44 @@ class StateStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         self, uri: str = f"{SCHEME}://", *, timeout: float | None = None, wrap_exceptions: bool = False
     ) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions)
-        directory = _directory(uri)
-        self._shares = directory is None and timeout is None
-        seconds = DEFAULT_TIMEOUT if timeout is None else timeout
-        self._manager = connect(directory, timeout=seconds, near_cache=False, start=starts_manager())
-        # An app and its Limiter are a cycle: a collector may find the sockets in it before those who would close them.
-        weakref.finalize(self, self._manager.close)
+        self._directory = _directory(uri)
+        self._timeout = timeout
+        self._managers: dict[Path | str | None, StateManager] = {}
+        self._own(self._directory)
 
     def __repr__(self) -> str:
-        return f"<StateStorage {'of the app, or ' if self._shares else ''}{self._manager!r}>"
+        return f"<StateStorage of {self._directory or 'the app, or of the default address'}>"
 
     @property
     def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:
         return StateError
 
+    def _manager(self) -> StateManager:
+        """Return the manager that is the right one at this moment."""
+        if self._directory is None and has_app_context():
+            state: SharedState | None = current_app.extensions.get(EXTENSION)
+            if state is not None:
+                if self._timeout is None or not isinstance(address := state.address, DirectoryAddress):
+                    return state
+                return self._own(address.path)
+        return self._own(self._directory)
+
+    def _own(self, directory: Path | str | None) -> StateManager:
+        """Return a manager with connections of this storage's own."""
+        found = self._managers.get(directory)
+        if found is None:
+            timeout = DEFAULT_TIMEOUT if self._timeout is None else self._timeout
+            made = connect(directory, timeout=timeout, near_cache=False, start=starts_manager())
+            found = self._managers.setdefault(directory, made)
+            # An app and its Limiter are a cycle: a collector may find the sockets in it before who would close them.
+            weakref.finalize(self, found.close)
+        return found
+
     def _hit(self, command: str, *args: Any) -> Any:
-        return self._caller().call("limits", command, args, True)
+        return self._manager()._caller.call("limits", command, args, True)
 
     def _read(self, command: str, *args: Any) -> Any:
-        return self._caller().call("limits", command, args, False)
-
-    def _caller(self) -> Caller:
-        return self._current()._caller
-
-    def _current(self) -> StateManager:
-        if self._shares and has_app_context():
-            state: StateManager | None = current_app.extensions.get(EXTENSION)
-            if state is not None:
-                return state
-        return self._manager
+        return self._manager()._caller.call("limits", command, args, False)
 
     # -- fixed window ----------------------------------------------------------------------------------------------
 
@@ -137,7 +146,7 @@ class StateStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
     def check(self) -> bool:
         """Return whether the manager answers."""
         try:
-            self._current().ping()
+            self._manager().ping()
         except StateError:
             return False
         return True
