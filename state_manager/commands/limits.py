@@ -110,7 +110,7 @@ def hit_moving(view: View, now: float, key: Key, limit: int, expiry: float, amou
     if not amount:
         return True, ()
     number, total, records = (0, 0, b"") if found is ABSENT else found.value
-    full = len(records) == RECORDS * RECORD.size
+    full = len(records) >= RECORDS * RECORD.size
     if full:
         records = b""
     value = [number + full, check_int(total + amount, "the sum"), records + RECORD.pack(now, total)]
@@ -119,7 +119,7 @@ def hit_moving(view: View, now: float, key: Key, limit: int, expiry: float, amou
 
 
 def moving(view: View, now: float, key: Key, limit: int, expiry: float) -> Done:
-    """Return ``[hits in the last ``expiry`` seconds, seconds since the first of them]``."""
+    """Return ``[hits in the last seconds, how many seconds ago the first of them was]``."""
     span = _checked(key, limit, expiry, 0)
     count, began = _in_window(view, now, key, view.get(MOVING, key), limit, span)
     return [count, now - began], ()
@@ -134,7 +134,7 @@ def _in_window(view: View, now: float, key: Key, newest: Any, limit: int, span: 
     def starts_in(older: int) -> bool:
         """Whether the window has hits of this full entry. After the first that says so, all do."""
         found = view.get(FULL, _full_key(key, older))
-        return found is not ABSENT and not over(found.value[2], RECORDS - 1)
+        return found is not ABSENT and not over(found.value[2], -1)
 
     def over(records: bytes, at: int) -> bool:
         then, _ = RECORD.unpack_from(records, at * RECORD.size)
