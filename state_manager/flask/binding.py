@@ -12,7 +12,7 @@ from threading import Lock
 from flask import Flask
 
 from .. import sidecar
-from ..api import StateManager, connect
+from ..api import StateManager
 from ..directory import no_manager
 from ..errors import StateError
 from ..settings import ADDRESS_VARIABLE, DirectoryAddress
@@ -39,9 +39,7 @@ class Binding:
                 self.keys.refresh(app, self._manager.secret(self.settings.secret))
 
     def _connect(self, app: Flask, settings: FlaskSettings) -> None:
-        self._manager = connect(
-            settings.address, timeout=settings.timeout, near_cache=settings.near_cache, start=settings.start
-        )
+        self._manager = settings.connect()
         self.settings = settings
         self._address = app.config.get(ADDRESS_VARIABLE)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from flask import Flask
 
+from ..api import StateManager, connect
 from ..settings import ADDRESS_VARIABLE, DEFAULT_TIMEOUT, START_VARIABLE, variable
 
 T = TypeVar("T")
@@ -45,6 +46,10 @@ class FlaskSettings:
             secret=None if _leaves_key_alone(app) else _look_up(app, "STATE_MANAGER_SECRET", _name, "session"),
             retry_after=_look_up(app, "STATE_MANAGER_RETRY_AFTER", _whole_seconds, 1),
         )
+
+    def connect(self) -> StateManager:
+        """Return the manager that they say; nothing is connected yet. Raises ValueError for a bad address."""
+        return connect(self.address, timeout=self.timeout, near_cache=self.near_cache, start=self.start)
 
 
 def starts_manager() -> bool:
