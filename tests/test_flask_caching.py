@@ -5,6 +5,7 @@ Several workers are in ``processes/test_caching``.
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import time_machine
+from cachelib import BaseCache
 from cachelib.serializers import JSONSerializer
 from flask import Flask, Response, abort, jsonify, session
 from flask_caching import Cache
@@ -35,6 +37,14 @@ def back_end(cache: Cache, app: Flask) -> StateCache:
     found = app.extensions["cache"][cache]
     assert type(found) is StateCache
     return found
+
+
+def test_how_it_is_called() -> None:
+    parameters = inspect.signature(StateCache).parameters
+    assert list(parameters)[:4] == ["address", "name", "default_timeout", "serializer"]
+    assert [parameters[name].default for name in list(parameters)[:4]] == [None, "cache", 300, None]
+    public = {name for name, member in vars(BaseCache).items() if callable(member) and name[0] != "_"}
+    assert public - set(vars(StateCache)) == {"get_dict"}  # which cachelib makes of get_many
 
 
 # Whose manager
@@ -320,6 +330,29 @@ def test_a_value_that_a_view_changes_is_no_mistake(caplog: pytest.LogCaptureFixt
     assert [record.args[0] for record in caplog.records if record.args] == ["carts"]  # type: ignore[index]
 
 
+def test_without_a_manager_flask_caching_computes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    absent = {"STATE_MANAGER_ADDRESS": str(tmp_path / "absent"), "STATE_MANAGER_TIMEOUT": 0.1}
+    app = make_app(CACHE_TYPE=TYPE, **absent)
+    SharedState(app)
+    cache = Cache(app)
+
+    @cache.memoize()
+    def double(n: int) -> int:
+        return 2 * n
+
+    @app.get("/double")
+    def page() -> str:
+        return str(double(2))
+
+    @app.get("/get")
+    def get() -> str:
+        return str(cache.get("a"))
+
+    assert app.test_client().get("/double").text == "4"
+    assert "Exception possibly due to cache backend" in caplog.text
+    assert app.test_client().get("/get").status_code == 503
+
+
 # Flask-Session
 
 
@@ -356,6 +389,18 @@ def test_sessions_of_flask_session() -> None:
         bob.get("/login/bob")
         traveller.shift(app.permanent_session_lifetime)
         assert bob.get("/who").text == "None"
+
+
+def test_without_a_manager_a_session_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    absent = {"STATE_MANAGER_ADDRESS": str(tmp_path / "absent"), "STATE_MANAGER_TIMEOUT": 0.1}
+    app = make_app(SESSION_TYPE="cachelib", SESSION_CACHELIB=StateCache(name="sessions", durable=True), **absent)
+    SharedState(app)
+    Session(app)
+    browser = app.test_client()
+    browser.set_cookie("session", "somebody's")
+    answer = browser.get("/")
+    assert answer.status_code == 503
+    assert "Set-Cookie" not in answer.headers
 
 
 def test_it_alone_needs_cachelib() -> None:
