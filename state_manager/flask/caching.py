@@ -28,9 +28,11 @@ from weakref import WeakKeyDictionary
 
 from cachelib import BaseCache
 from flask import Flask, current_app, has_app_context
+from markupsafe import Markup
 
 from ..api import StateManager, connect
 from ..checks import SHORT, Key, check_name, shown
+from ..classes import BY_CLASS, allow
 from ..errors import NotStorable
 from ..proxies.dicts import SharedDict
 from ..proxies.options import UNSET
@@ -49,6 +51,9 @@ FLASK_CACHINGS_PREFIX: Final = "flask_cache_"
 WAY_OUT: Final = """or give this cache serializer="pickle" (Flask-Caching: CACHE_OPTIONS = {"serializer": "pickle"})"""
 
 logger = logging.getLogger("state_manager")
+
+if Markup not in BY_CLASS:  # what ``{% cache %}`` of a template stores; the app may have allowed it in its own way
+    allow(Markup, encode=str, decode=Markup)
 
 
 class Serializer(Protocol):
