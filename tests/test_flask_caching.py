@@ -131,6 +131,16 @@ def test_an_address_and_a_manager_are_what_they_say() -> None:
     assert state.dict("cache")["a"] == 2
 
 
+def test_the_dict_of_every_app_gets_the_options() -> None:
+    state = SharedState()
+    cache = StateCache(state, max_bytes=10_000)
+    for app in (make_app(), make_app()):
+        state.init_app(app)
+        with app.app_context():
+            cache.set("a", 1)
+            assert state.system(":options")["cache"] == [False, 10_000, "evict", False]
+
+
 def test_making_them_needs_no_manager(tmp_path: Path) -> None:
     app = make_app(STATE_MANAGER_ADDRESS=str(tmp_path / "absent"), SESSION_CACHELIB=StateCache(name="sessions"))
     Cache(app, config={"CACHE_TYPE": TYPE})
