@@ -10,7 +10,17 @@ from flask import Flask
 
 from state_manager.flask.config import FlaskSettings
 
-DEFAULTS = FlaskSettings(address=None, timeout=5.0, near_cache=True, start=False, secret="session", retry_after=1)
+DEFAULTS = FlaskSettings(
+    address=None,
+    timeout=5.0,
+    near_cache=True,
+    start=False,
+    secret="session",
+    retry_after=1,
+    sessions=False,
+    session_user_key="_user_id",
+    session_max_bytes=65_536,
+)
 
 
 def settings(**config: Any) -> FlaskSettings:
@@ -35,6 +45,9 @@ EXAMPLES = [
     ("SECRET", "secret", "other", "other"),
     ("RETRY_AFTER", "retry_after", 30, 30),
     ("RETRY_AFTER", "retry_after", "0", 0),
+    ("SESSIONS", "sessions", "yes", True),
+    ("SESSION_USER_KEY", "session_user_key", "user", "user"),
+    ("SESSION_MAX_BYTES", "session_max_bytes", "1000000", 1_000_000),
 ]
 
 
@@ -55,7 +68,7 @@ def test_then_the_environment(name: str, field: str, given: str, meant: Any, mon
 
 
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ADDRESS", "TIMEOUT", "NEAR_CACHE", "START", "SECRET", "RETRY_AFTER"):
+    for name in ("ADDRESS", "TIMEOUT", "NEAR_CACHE", "START", "SECRET", "RETRY_AFTER", "SESSIONS", "SESSION_USER_KEY"):
         monkeypatch.setenv(f"STATE_MANAGER_{name}", "")
     assert settings() == DEFAULTS
 
@@ -93,6 +106,11 @@ BAD = [
     ("RETRY_AFTER", -1),
     ("RETRY_AFTER", 1.5),
     ("RETRY_AFTER", True),
+    ("SESSIONS", "maybe"),
+    ("SESSION_USER_KEY", ""),
+    ("SESSION_USER_KEY", 7),
+    ("SESSION_MAX_BYTES", 0),
+    ("SESSION_MAX_BYTES", "64K"),
 ]
 
 

@@ -13,6 +13,8 @@ import pytest
 import state_manager
 from state_manager import errors, settings
 from state_manager.flask import SharedState
+from state_manager.flask.session import ServerSession
+from state_manager.flask.session_list import SessionInfo, Sessions
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -171,9 +173,32 @@ def test_protocols() -> None:
 
 
 def test_shared_state() -> None:
-    assert signature(SharedState) == "(app=None)"
-    for method in ("init_app", "dict", "counter", "secret", "lock", "semaphore", "manager"):
+    assert signature(SharedState) == "(app=None, *, sessions=None, session_user_key=None)"
+    for method in ("init_app", "dict", "counter", "secret", "lock", "semaphore", "manager", "sessions"):
         assert hasattr(SharedState, method), method
+
+
+SESSIONS = {
+    Sessions: {
+        "of": "(user)",
+        "revoke": "(sid)",
+        "revoke_user": "(user, *, keep=None)",
+        "revoke_all": "()",
+    },
+    SessionInfo: {"sid": "field", "user": "field", "created": "field", "seen": "field", "data": "field"},
+    ServerSession: {
+        "sid": "property",
+        "new": "property",
+        "increment": "(key, by=1, initial=0)",
+        "regenerate": "()",
+        "clear": "()",
+    },
+}
+
+
+@pytest.mark.parametrize("cls", SESSIONS, ids=lambda cls: cls.__name__)
+def test_sessions(cls: type) -> None:
+    assert {member: signature(getattr(cls, member)) for member in SESSIONS[cls]} == SESSIONS[cls]
 
 
 @pytest.mark.parametrize("error", errors.BY_NAME.values(), ids=lambda error: error.__name__)

@@ -272,6 +272,21 @@ def test_an_expired_version_is_not_the_version_that_was_read(service: Service) -
     assert set(service.store.spaces) <= {":sessions"}
 
 
+def test_put_keeps_the_deadline_or_sets_another(service: Service) -> None:
+    service.call("dict", "set", ["a", "x", 1, 5.0])
+    version = service.call("dict", "get", ["a", "x"])[0]
+    assert service.call("dict", "put", ["a", "x", version, 2])
+    version, value, deadline = service.call("dict", "get", ["a", "x"])
+    assert (value, deadline) == (2, 1_005.0)
+    assert service.call("dict", "put", ["a", "x", version, 3, 9.0])
+    version, value, deadline = service.call("dict", "get", ["a", "x"])
+    assert (value, deadline) == (3, 1_009.0)
+    assert not service.call("dict", "put", ["a", "x", version - 1, 4, 5.0])
+    with pytest.raises(ValueError, match="a ttl is finite and above zero"):
+        service.call("dict", "put", ["a", "x", version, 4, 0])
+    assert service.call("dict", "get", ["a", "x"])[1:] == (3, 1_009.0)
+
+
 def test_it_says_what_it_holds(service: Service, lane: Lane) -> None:
     ask(service, lane, "dict", "set", ["a", "x", 1], 1)
     assert "2 entries" in repr(service)

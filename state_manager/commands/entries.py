@@ -54,19 +54,20 @@ def setdefault(view: View, now: float, space: str, key: Key, value: Stored) -> D
     return (value, changes) if found is ABSENT else (value_of(found), ())
 
 
-def put(view: View, now: float, space: str, key: Key, version: int, value: Stored) -> Done:
-    """Store a value, keeping the deadline, only if the key's slot still has this version; return whether it had.
+def put(view: View, now: float, space: str, key: Key, version: int, value: Stored, ttl: float | None = None) -> Done:
+    """Store a value only if the key's slot still has this version; return whether it had.
 
-    Compare-and-set and transform compare and compute in the client, and end in this.
+    Without a ttl the deadline stays. Compare-and-set and transform compare and compute in the client, and end in this.
     """
     check_name(space)
     check_key(key)
     check_stored(value)
     check_int(version, "a version")
+    stored = None if ttl is None else entry(value, ttl, now)
     found = view.get(space, key)  # first: meeting an expired entry advances the version
     if view.version(space, key) != version:
         return False, ()
-    return True, ((space, key, with_value(found, value)),)
+    return True, ((space, key, with_value(found, value) if stored is None else stored),)
 
 
 def delete(view: View, now: float, space: str, key: Key) -> Done:

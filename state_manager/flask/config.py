@@ -32,6 +32,9 @@ class FlaskSettings:
     start: bool
     secret: str | None
     retry_after: int
+    sessions: bool
+    session_user_key: str
+    session_max_bytes: int
 
     @classmethod
     def of(cls, app: Flask) -> FlaskSettings:
@@ -45,6 +48,9 @@ class FlaskSettings:
             start=app.debug and not app.testing if start is None else start,
             secret=None if _leaves_key_alone(app) else _look_up(app, "STATE_MANAGER_SECRET", _name, "session"),
             retry_after=_look_up(app, "STATE_MANAGER_RETRY_AFTER", _whole_seconds, 1),
+            sessions=_look_up(app, "STATE_MANAGER_SESSIONS", _boolean, False),
+            session_user_key=_look_up(app, "STATE_MANAGER_SESSION_USER_KEY", session_key, "_user_id"),
+            session_max_bytes=_look_up(app, "STATE_MANAGER_SESSION_MAX_BYTES", _bytes, 65_536),
         )
 
     def connect(self) -> StateManager:
@@ -112,4 +118,17 @@ def _seconds(value: Any) -> float:
 def _whole_seconds(value: Any) -> int:
     if isinstance(value, bool) or not str(value).isdecimal():
         raise ValueError("it must be a whole number of seconds")
+    return int(value)
+
+
+def session_key(value: Any) -> str:
+    """Return the key of a session under which it says whose it is. Raises ValueError for anything but a text."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("it must be the key under which a session says whose it is, as '_user_id' of Flask-Login")
+    return value
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, bool) or not str(value).isdecimal() or int(value) == 0:
+        raise ValueError("it must be a whole number of bytes above zero")
     return int(value)

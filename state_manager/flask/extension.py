@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from flask import Flask, current_app, has_app_context
-from flask.sessions import SecureCookieSessionInterface
 
 from .. import serving
 from ..api import StateManager
@@ -21,9 +20,11 @@ from ..caller import Caller
 from ..nearcache import Copies
 from ..settings import Address
 from ..versions import Page
-from . import unavailable, unsaved
+from . import session_interface, unavailable, unsaved
 from .binding import Binding
-from .keys import SharedKeyInterface
+from .session_interface import ServerSessionInterface
+from .session_list import Sessions
+from .session_records import SessionRecords
 
 if TYPE_CHECKING:
     from flask.ctx import RequestContext
@@ -38,11 +39,18 @@ class SharedState(StateManager):
     ``SharedState(app)`` or ``init_app(app)`` also give the app its session key, answer 503 while no manager can be
     reached, and warn in debug mode about values that were changed and not stored. They start no manager, and wait for
     none to start.
+
+    ``sessions`` True: the manager keeps the sessions too, and the cookie only says which one it is.
+    ``session_user_key``: the key under which a session says whose it is. None: as the app's configuration has it.
     """
 
     _web = True
 
-    def __init__(self, app: Flask | None = None) -> None:
+    def __init__(
+        self, app: Flask | None = None, *, sessions: bool | None = None, session_user_key: str | None = None
+    ) -> None:
+        self._keeps_sessions = sessions
+        self._session_user_key = session_user_key
         self._candidacies = {}
         self._bindings: WeakKeyDictionary[Flask, Binding] = WeakKeyDictionary()
         self._caller = _CurrentCaller(self)
@@ -56,10 +64,14 @@ class SharedState(StateManager):
         return f"<SharedState of {', '.join(app.name for app in self._bindings) or 'no app yet'}>"
 
     def init_app(self, app: Flask) -> None:
-        """Make this the app's shared state. Raises ValueError for a bad setting, RuntimeError if the app has one."""
+        """Make this the app's shared state. Raises ValueError for a bad setting.
+
+        Raises RuntimeError if the app has one, or is to have sessions here and has them elsewhere.
+        """
         if EXTENSION in app.extensions:
             raise RuntimeError(f"the app {app.name!r} has a SharedState already: call init_app once for an app")
         binding = Binding(app)
+        session_interface.install(app, binding, self._keeps_sessions, self._session_user_key)
         flasks_own = app.request_context
 
         def request_context(environ: dict[str, Any]) -> RequestContext:
@@ -78,8 +90,6 @@ class SharedState(StateManager):
         unavailable.install(app, lambda: binding.settings.retry_after)
         unsaved.install(app)
         app.request_context = request_context  # type: ignore[method-assign]
-        if type(app.session_interface) is SecureCookieSessionInterface:
-            app.session_interface = SharedKeyInterface(binding.keys)
         app.extensions[EXTENSION] = self
         app.extensions[BINDING] = binding
         self._bindings[app] = binding
@@ -87,6 +97,22 @@ class SharedState(StateManager):
     @property
     def manager(self) -> StateManager:
         """The manager of the current app or, outside of one, of the only app. Raises RuntimeError if there is none."""
+        app, binding = self._current()
+        return binding.manager(app)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions, to list and to revoke. Raises RuntimeError at its use if the manager does not keep them."""
+        return Sessions(SessionRecords(self._caller), self._user_key)
+
+    def _user_key(self) -> str:
+        app, _ = self._current()
+        interface = app.session_interface
+        if not isinstance(interface, ServerSessionInterface):
+            raise RuntimeError(f"the app {app.name!r} keeps no sessions here: SharedState(app, sessions=True)")
+        return interface.user_key
+
+    def _current(self) -> tuple[Flask, Binding]:
         if has_app_context():
             app = current_app._get_current_object()  # type: ignore[attr-defined]
             binding: Binding | None = app.extensions.get(BINDING)
@@ -98,7 +124,7 @@ class SharedState(StateManager):
                 raise RuntimeError(f"which of {len(apps)} apps? Call init_app(app), or use `with app.app_context():`")
             (app,) = apps
             binding = self._bindings[app]
-        return binding.manager(app)
+        return app, binding
 
     @property
     def address(self) -> Address:
