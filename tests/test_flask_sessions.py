@@ -8,6 +8,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from flask.testing import FlaskClient
 from markupsafe import Markup
 from werkzeug.test import TestResponse
 
-from state_manager import NotStorable, SharedDict, TooLarge, Unavailable, connect
+from state_manager import NotStorable, SharedDict, TooLarge, Unavailable, connect, sidecar
+from state_manager.client import Client
 from state_manager.flask import SharedState
 from state_manager.flask.session import ServerSession
 from state_manager.flask.session_records import NAME
@@ -305,6 +307,35 @@ def test_the_setting_does_the_same_and_the_argument_comes_first(monkeypatch: pyt
     assert keeps()
     assert not keeps(STATE_MANAGER_SESSIONS=False)
     assert not keeps(sessions=False)
+
+
+def test_a_repeated_read_asks_nobody_and_a_change_is_one_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = sidecar.start(tmp_path / "state")
+    try:
+        shop = Shop(str(tmp_path / "state"))
+        client = shop.client()
+        shop.ask(client, setting(cart=[1], name="alice"))
+        asked: list[str] = []
+        original = Client.exchange
+
+        def exchange(self: Client, kind: str, name: str, args: Any, numbered: bool) -> Any:
+            asked.append(name)
+            return original(self, kind, name, args, numbered)
+
+        monkeypatch.setattr(Client, "exchange", exchange)
+        for _ in range(5):
+            assert shop.data(client) == {"cart": [1], "name": "alice"}
+            shop.ask(client, setting(name="alice"))
+        assert asked == []
+        shop.ask(client, lambda session: session["cart"].append(2))
+        assert shop.data(client) == {"cart": [1, 2], "name": "alice"}
+        assert asked == ["put"]
+        shop.state.manager.close()
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 # -- its end -------------------------------------------------------------------------------------------------------
@@ -817,7 +848,10 @@ def test_a_request_that_is_saved_twice_counts_once(shop: Shop) -> None:
     with request_finished.connected_to(fail, shop.app):
         view = lambda session: (session.increment("n"), session["cart"].append(1), session.regenerate())  # noqa: E731
         assert shop.ask(client, view).status_code == 500
-    assert shop.data(client) == {"n": 2, "cart": [1]}
+        assert shop.data(client) == {"n": 2, "cart": [1]}
+        failures = iter([True])
+        assert shop.ask(client, lambda session: (session.pop("n"), session.pop("cart"))).status_code == 500
+    assert client.get_cookie("session") is None
 
 
 # -- without a manager ---------------------------------------------------------------------------------------------
@@ -855,6 +889,13 @@ def test_reading_and_saving_are_503(
 def test_saving_a_new_one_is_503(shop: Shop, down: Callable[[], None]) -> None:
     down()
     assert shop.ask(shop.client(), setting(a=1)).status_code == 503
+
+
+def test_with_no_manager_from_the_start_it_is_503_too(tmp_path: Path) -> None:
+    shop = Shop(str(tmp_path / "state"))
+    assert shop.ask(shop.client("x"), lambda session: session.get("a")).status_code == 503
+    assert shop.ask(shop.client(), setting(a=1)).status_code == 503
+    assert shop.ask(shop.client(), lambda session: None).status_code == 200
 
 
 def test_a_page_that_needs_no_session_needs_no_manager(shop: Shop, down: Callable[[], None]) -> None:

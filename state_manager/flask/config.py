@@ -49,7 +49,7 @@ class FlaskSettings:
             secret=None if _leaves_key_alone(app) else _look_up(app, "STATE_MANAGER_SECRET", _name, "session"),
             retry_after=_look_up(app, "STATE_MANAGER_RETRY_AFTER", _whole_seconds, 1),
             sessions=_look_up(app, "STATE_MANAGER_SESSIONS", _boolean, False),
-            session_user_key=_look_up(app, "STATE_MANAGER_SESSION_USER_KEY", session_key, "_user_id"),
+            session_user_key=_look_up(app, "STATE_MANAGER_SESSION_USER_KEY", check_user_key, "_user_id"),
             session_max_bytes=_look_up(app, "STATE_MANAGER_SESSION_MAX_BYTES", _bytes, 65_536),
         )
 
@@ -121,7 +121,7 @@ def _whole_seconds(value: Any) -> int:
     return int(value)
 
 
-def session_key(value: Any) -> str:
+def check_user_key(value: Any) -> str:
     """Return the key of a session under which it says whose it is. Raises ValueError for anything but a text."""
     if not isinstance(value, str) or not value:
         raise ValueError("it must be the key under which a session says whose it is, as '_user_id' of Flask-Login")

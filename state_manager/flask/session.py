@@ -95,7 +95,7 @@ class ServerSession(SessionMixin):
         self._ticket = ticket
         self._record: Record | None = None  # as it was read; nothing in it is ever handed out or changed
         self._data: dict[str, Any] | None = None
-        self._unread = False
+        self._unreadable = False
         self._ended: str | None = None
         self._regenerate = False
         self._forget()
@@ -115,9 +115,9 @@ class ServerSession(SessionMixin):
 
     def _load(self) -> dict[str, Any]:
         if self._data is None:
-            self._unread = True
+            self._unreadable = True
             self._data = dict(self._read())
-            self._unread = False
+            self._unreadable = False
         return self._data
 
     def _read(self) -> Mapping[str, Any]:
@@ -231,7 +231,7 @@ class ServerSession(SessionMixin):
     def save(self, rules: Rules, now: float) -> Answer:
         """Store what has changed, and return what becomes of the cookie. ``now``: seconds since 1970."""
         due = self._ticket is not None and (self._ticket.stale or abs(self._ticket.age) >= rules.lifetime * RENEWAL)
-        if self._unread or (self._data is None and not due):
+        if self._unreadable or (self._data is None and not due):
             return Answer.LEAVE
         data = self._load()
         if self._ended is not None:
@@ -250,7 +250,7 @@ class ServerSession(SessionMixin):
     def _saved(self, record: Record, answer: Answer) -> Answer:
         """Have nothing to store any more: a request whose response fails after this is saved once more, by Flask."""
         self._record = record
-        self._ticket = Ticket(self._sid, self._token, 0.0, stale=answer is Answer.SET)
+        self._ticket = Ticket(self._sid, self._token, 0.0, stale=answer is not Answer.LEAVE)
         self._ended, self._regenerate = None, False
         self._assigned, self._added = set(), {}
         self._handed = {key: encode(self._load()[key]) for key in self._handed}

@@ -24,7 +24,7 @@ from ..api import StateManager
 from ..codec import allow
 from ..errors import Unavailable
 from .binding import Binding
-from .config import session_key
+from .config import check_user_key
 from .keys import SharedKeyInterface
 from .session import Answer, Rules, ServerSession, Ticket
 from .session_records import SessionRecords
@@ -37,7 +37,7 @@ def install(app: Flask, binding: Binding, sessions: bool | None, user_key: str |
     of its own.
     """
     try:
-        user_key = user_key if user_key is None else session_key(user_key)
+        user_key = user_key if user_key is None else check_user_key(user_key)
     except ValueError as error:
         raise ValueError(f"session_user_key is {user_key!r}: {error}") from None
     keeps = binding.settings.sessions if sessions is None else sessions
