@@ -89,9 +89,7 @@ class ServerSessionInterface(SessionInterface):
         age = time.time() - signed_at.timestamp()
         if age > _lifetime(app):
             return None
-        signed, _, signature = cookie.rpartition(".")
-        current = serializer.make_signer(serializer.salt).get_signature(signed).decode()
-        return Ticket(sid, token, age, stale=signature != current)
+        return Ticket(sid, token, age, stale=_is_stale(cookie, serializer))
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Store what the request has changed. Raises Unavailable, NotStorable, TooLarge, StoreFull."""
@@ -147,6 +145,14 @@ class ServerSessionInterface(SessionInterface):
 
 class _Signer(SharedKeyInterface):
     salt = "state-manager-session"  # a cookie that holds a session itself is not one of these, nor the other way round
+
+
+def _is_stale(cookie: str, serializer: URLSafeTimedSerializer) -> bool:
+    """Return whether a former key has signed the cookie, whose signature is good."""
+    if len(serializer.secret_keys) == 1:
+        return False
+    signed, _, signature = cookie.rpartition(".")
+    return serializer.make_signer(serializer.salt).get_signature(signed).decode() != signature
 
 
 def _lifetime(app: Flask) -> float:
