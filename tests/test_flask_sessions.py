@@ -205,6 +205,7 @@ def test_it_is_a_mapping(shop: Shop) -> None:
     client = shop.client()
     assert shop.ask(client, view).text == "2"
     assert shop.ask(client, lambda session: session.new).text == "False"
+    assert shop.ask(client, lambda session: session["c"] is session["c"]).text == "True"
     assert shop.data(client) == {"c": [], "d": 4}
 
 
@@ -624,7 +625,9 @@ def test_another_user_has_a_new_token_by_himself(shop: Shop, change: View) -> No
 # -- requests at the same time -------------------------------------------------------------------------------------
 
 
-def during(shop: Shop, client: FlaskClient, first: View, meanwhile: Callable[[], object], then: View = dict) -> None:
+def during(
+    shop: Shop, client: FlaskClient, first: View, meanwhile: Callable[[], object], then: View = dict
+) -> TestResponse:
     """A request that does ``first``, lets ``meanwhile`` happen and does ``then``, with one and the same session."""
 
     def view(session: ServerSession) -> None:
@@ -632,7 +635,7 @@ def during(shop: Shop, client: FlaskClient, first: View, meanwhile: Callable[[],
         meanwhile()
         then(session)
 
-    shop.ask(client, view)
+    return shop.ask(client, view)
 
 
 def test_both_count(shop: Shop) -> None:
@@ -721,7 +724,13 @@ def test_emptying_and_filling_both_count(shop: Shop) -> None:
     client = shop.client()
     shop.ask(client, setting(flash=1))
     other = shop.client(cookie_of(client))
-    during(shop, client, setting(name="alice"), lambda: shop.ask(other, lambda session: session.pop("flash")))
+    responses = [client.get("/")]
+
+    def empty() -> None:
+        responses.append(shop.ask(other, lambda session: session.pop("flash")))
+
+    responses.append(during(shop, client, setting(name="alice"), empty))
+    assert ["Set-Cookie" in response.headers for response in responses] == [False, True, True]
     assert shop.data(client) == {"name": "alice"}
     ttl = shop.state.dict(NAME).ttl(next(iter(shop.stored)))
     assert ttl is not None
@@ -881,7 +890,8 @@ def test_reading_and_saving_are_503(
     client = shop.client()
     shop.ask(client, setting(a=1))
     down()
-    response = shop.ask(client, view)
+    with time_machine.travel(timedelta(days=1)):  # it is to be prolonged too, which is not tried again
+        response = shop.ask(client, view)
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
     assert [record.getMessage() for record in caplog.records] == ["503 for GET /: Unavailable: the reason"]
 
@@ -933,3 +943,4 @@ def test_another_address_is_another_store(address: str) -> None:
     assert shop.data(client) == {}
     shop.ask(client, setting(b=1))
     assert shop.data(client) == {"b": 1}
+    assert len(connect(address).dict(NAME)) == 1
