@@ -809,6 +809,27 @@ def test_a_logout_counts_even_if_the_token_has_changed(shop: Shop) -> None:
     assert shop.data(other) == {"cart": 1}
 
 
+def test_a_request_under_way_at_the_last_logout_leaves_nothing_behind() -> None:
+    with time_machine.travel(1_000_000, tick=False) as clock:
+        shop = Shop()
+        client = shop.client()
+        shop.ask(client, setting(_user_id="7"))
+        other = shop.client(cookie_of(client))
+        log_out = lambda session: session.pop("_user_id")  # noqa: E731
+        during(shop, client, setting(cart=1), lambda: shop.ask(other, log_out))
+        assert shop.data(client) == {}
+        clock.shift(61)
+        assert shop.stored == {}
+
+
+def test_a_login_at_the_last_logout_counts(shop: Shop) -> None:
+    client = shop.client()
+    shop.ask(client, setting(_user_id="7"))
+    other = shop.client(cookie_of(client))
+    during(shop, client, setting(_user_id="8"), lambda: shop.ask(other, lambda session: session.pop("_user_id")))
+    assert shop.data(client) == {"_user_id": "8"}
+
+
 def test_whoever_ends_all_sessions_ends_one_that_parts_from_them(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The revocation comes between the look at the former session and the beginning of the new one."""
     client = shop.client()
@@ -846,20 +867,33 @@ def test_a_write_between_look_and_put_is_seen(shop: Shop, monkeypatch: pytest.Mo
 
 
 def test_a_request_that_is_saved_twice_counts_once(shop: Shop) -> None:
+    """Flask saves again what its error handler answers, if something fails after it has saved."""
     client = shop.client()
     shop.ask(client, setting(n=1, cart=[]))
-    failures = iter([True])
+    other = shop.client(cookie_of(client))
+    failing: list[bool] = []
 
     def fail(sender: Flask, **_: object) -> None:
-        if next(failures, False):
+        if failing:
+            failing.pop()
             raise ZeroDivisionError
 
+    def change(session: ServerSession) -> None:
+        session.increment("n")
+        session["cart"].append(1)
+        session.regenerate()
+        shop.ask(other, setting(other=1))
+        failing.append(True)
+
+    def empty(session: ServerSession) -> None:
+        for key in list(session):
+            del session[key]
+        failing.append(True)
+
     with request_finished.connected_to(fail, shop.app):
-        view = lambda session: (session.increment("n"), session["cart"].append(1), session.regenerate())  # noqa: E731
-        assert shop.ask(client, view).status_code == 500
-        assert shop.data(client) == {"n": 2, "cart": [1]}
-        failures = iter([True])
-        assert shop.ask(client, lambda session: (session.pop("n"), session.pop("cart"))).status_code == 500
+        assert shop.ask(client, change).status_code == 500
+        assert shop.data(client) == {"n": 2, "cart": [1], "other": 1}
+        assert shop.ask(client, empty).status_code == 500
     assert client.get_cookie("session") is None
 
 

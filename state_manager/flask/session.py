@@ -36,9 +36,9 @@ EMPTY_LIFETIME: Final = 60.0
 
 
 class Ticket(NamedTuple):
-    """What a cookie with a good signature says, its age in seconds, and whether a former key has signed it.
+    """What a cookie with a good signature says, and its age in seconds, below zero after the clock was set back.
 
-    The age is below zero after the clock was set back.
+    ``stale``: the browser is to get it anew in any case, as when a former key has signed it.
     """
 
     sid: str
@@ -249,11 +249,12 @@ class ServerSession(SessionMixin):
 
     def _saved(self, record: Record, answer: Answer) -> Answer:
         """Have nothing to store any more: a request whose response fails after this is saved once more, by Flask."""
-        self._record = record
+        data = self._load()
+        self._record = Record({**record, "data": dict(data)})  # without what others have put there
         self._ticket = Ticket(self._sid, self._token, 0.0, stale=answer is not Answer.LEAVE)
         self._ended, self._regenerate = None, False
         self._assigned, self._added = set(), {}
-        self._handed = {key: encode(self._load()[key]) for key in self._handed}
+        self._handed = {key: encode(data[key]) for key in self._handed}
         return answer
 
     def _merge(self, read: Record, rules: Rules, now: float, due: bool) -> Answer:
@@ -265,13 +266,15 @@ class ServerSession(SessionMixin):
         if not (changes or renew or self._ticket.stale):
             return Answer.LEAVE
         token = new_id() if regenerate else self._token
-        while True:
+        while True:  # until nobody has written between the look and the put
             version, stored = self._records.look(self._sid)
             if stored is None:
                 return Answer.LEAVE
             overtaken = stored["token"] != self._token
             if overtaken and regenerate:
                 changes = Changes({}, {}, changes.deleted)
+            elif overtaken and not stored["data"]:
+                return Answer.LEAVE  # somebody has logged out, and no cookie is left that would find it
             record = Record({**stored, "data": changes.apply(stored["data"])})
             ttl = None if stored["data"] else rules.lifetime
             if renew and not overtaken:
