@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import time_machine
 from flask import Flask, session
@@ -15,13 +13,6 @@ from state_manager.flask.session_list import SessionInfo
 from state_manager.flask.session_records import NAME
 
 DAY = 86_400
-
-
-@pytest.fixture
-def address(request: pytest.FixtureRequest) -> Iterator[str]:
-    name = f"memory://{request.node.nodeid}"
-    yield name
-    connect(name).shutdown()
 
 
 def make_app(address: str, user_key: str | None = "user", **config: object) -> tuple[Flask, SharedState]:
