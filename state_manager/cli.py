@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
-from . import cli_commands, cli_files, cli_lists, supervisor
+from . import cli_commands, cli_doctor, cli_files, cli_lists, supervisor
 from .checks import CHANNELS, LOCKS
 from .cli_commands import NO_MANAGER, USAGE
 from .cli_output import PROGRAM, complain, table
@@ -225,6 +225,19 @@ COMMANDS = (
         "store the JSON lines of an export, over what is there under the same keys",
         "carts.jsonl",
     ),
+    Command(
+        "doctor",
+        cli_doctor.doctor,
+        (
+            argument(
+                "--app",
+                metavar="MODULE:NAME",
+                help="also import this app, as gunicorn would, and name what breaks with several workers",
+            ),
+        ),
+        "name what is wrong with the state directory, and with an app that has several workers",
+        "--app shop:app",
+    ),
 )
 
 GROUPS = {"secret": "Show or rotate the keys that sign sessions."}
@@ -238,7 +251,8 @@ examples:
   state-manager COMMAND --help
 
 A key is a text (or --int, --hex), a value is JSON (or --text).
-Exit codes: 0; 1 the key is absent; 2 wrong usage; 3 no manager, or it could not do it. `run` has gunicorn's.
+Exit codes: 0; 1 the key is absent, or `doctor` has found a problem; 2 wrong usage, or an app that cannot be imported;
+3 no manager, or it could not do it. `run` has gunicorn's.
 """
 
 

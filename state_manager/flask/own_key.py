@@ -25,7 +25,6 @@ DIFFERENCE = (
     "The SECRET_KEY of process %d differs from that of process %d: a session signed by one is refused by the other. "
     "Delete %s, and all processes get the same key from the manager."
 )
-ASSIGNMENT = re.compile(r"""[^#]*\bsecret_key["'\]]*\s*[:=](?!=)""", re.IGNORECASE)
 
 
 def compare(app: Flask, manager: StateManager) -> None:
@@ -61,10 +60,16 @@ def started(pid: int) -> str | None:
     return "?"
 
 
+def assignment_of(name: str) -> re.Pattern[str]:
+    """Return what matches a line that may set this setting, in any of the ways that Flask has."""
+    return re.compile(rf"""[^#]*\b{name}["'\]]*\s*[:=](?!=)""", re.IGNORECASE)
+
+
 def _line(app: Flask) -> str:
     """Name the line that sets the key, by its place and not by its text, if it is in the app's own module."""
     file = getattr(sys.modules.get(app.import_name), "__file__", None) or ""
+    assignment = assignment_of("SECRET_KEY")
     for number, text in enumerate(linecache.getlines(file), 1):
-        if ASSIGNMENT.match(text):
+        if assignment.match(text):
             return f"the line that sets it ({file}:{number})"
     return "the line that sets it (secret_key or SECRET_KEY)"

@@ -26,7 +26,8 @@ EXAMPLES = {
 ARGUMENTS = EXAMPLES | {"backup": ["/nowhere/backup"], "import": ["/dev/null"]}
 """Arguments for all commands that need some."""
 
-ASKING = [command.name for command in cli.COMMANDS if command.name not in ("serve", "run", "restart", "restore")]
+NOT_ASKING = ("serve", "run", "restart", "restore", "doctor")
+ASKING = [command.name for command in cli.COMMANDS if command.name not in NOT_ASKING]
 """The commands that ask a running manager."""
 
 
