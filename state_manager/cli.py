@@ -235,7 +235,7 @@ COMMANDS = (
                 help="also import this app, as gunicorn would, and name what breaks with several workers",
             ),
         ),
-        "name what is wrong with the state directory, and with an app that has several workers",
+        "name what breaks an app with several workers, and what is wrong with the state directory",
         "--app shop:app",
     ),
 )

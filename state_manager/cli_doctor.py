@@ -39,7 +39,7 @@ def lines_of(finding: Finding, width: int | None) -> list[str]:
     where = "" if finding.file is None else f"{shortest(finding.file)}:{finding.line}: "
     said = [f"{finding.severity:8} {where}{finding.check}: {finding.message}"]
     if finding.fix is not None:
-        said.append(f"{INDENT}instead: {finding.fix}")
+        said.append(f"{INDENT}fix: {finding.fix}")
     if width is None:
         return said
     return [

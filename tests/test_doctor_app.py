@@ -231,6 +231,12 @@ def test_what_only_looks_like_shared_state_is_let_alone(make: Make) -> None:
     assert list(variables.look(app, project)) == []
 
 
+def test_what_multiprocessing_shares_only_with_what_is_forked_later(make: Make) -> None:
+    text = "import multiprocessing\nfrom flask import Flask\napp = Flask(__name__)\n"
+    text += "visits = multiprocessing.Value('i', 0)\nnumbers = multiprocessing.Array('i', 10)\nplain = [0] * 10\n"
+    assert told(variables.look(*make(forking=text))) == [("advice", "visits", 4), ("advice", "numbers", 5)]
+
+
 # Extensions
 
 
@@ -300,8 +306,13 @@ def test_an_app_without_extensions_has_nothing_to_tell(make: Make) -> None:
     assert look(make(bare=text)) == []
 
 
-def test_installed_packages_are_not_the_project(make: Make, tmp_path: Path) -> None:
+def test_installed_packages_are_not_the_project(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, project = make(own="from flask import Flask\nimport state_manager\napp = Flask(__name__)\n")
     assert list(project.modules) == [str(tmp_path / "own.py")]
     assert not project.has(str(tmp_path / ".venv/lib/python3.11/site-packages/flask/app.py"))
+    package = Path(variables.__file__).parents[1]
+    monkeypatch.chdir(package.parent)
+    project = Project("own")
     assert not project.has(variables.__file__)
+    assert project.has(str(package.parent / "web" / "__init__.py"))
+    assert project.has(str(tmp_path / "own.py")), "wherever the app is, it is its own"

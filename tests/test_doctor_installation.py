@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_a_lock_without_an_answer(directory: Path) -> None:
         state.close()
 
 
+def test_a_manager_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "MANAGER_TIMEOUT", 0.2)
+    child = sidecar.start(tmp_path / "state")
+    try:
+        child.send_signal(signal.SIGSTOP)
+        found = look(tmp_path / "state")["manager"]
+        assert found.severity == "problem"
+        assert "did not answer" in found.message
+    finally:
+        child.kill()
+        child.wait(20)
+
+
 @pytest.mark.parametrize("name", ["", "key", "journal.00000001"])
 def test_what_others_may_read_is_a_problem(directory: Path, name: str) -> None:
     (directory / name).chmod(0o755)
@@ -157,7 +171,7 @@ def test_memory_is_no_place_for_several_workers() -> None:
 MOUNTS = """\
 1 0 0:1 / / rw - overlay overlay rw
 2 1 0:2 / /var rw,relatime shared:1 - ext4 /dev/sda rw
-3 2 0:3 / /var/lib/with\\040space rw - tmpfs none rw
+3 2 0:3 / /var/lib/with\\040späce rw - tmpfs none rw
 4 1 0:4 / /run rw - ext4 /dev/sda rw
 5 1 0:5 / /run rw - tmpfs none rw
 broken
@@ -177,7 +191,7 @@ def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("/srv", "overlay"),
         ("/var/lib/shop", "ext4"),
         ("/variable", "overlay"),
-        ("/var/lib/with space/x", "tmpfs"),
+        ("/var/lib/with späce/x", "tmpfs"),
         ("/run/shop", "tmpfs"),
     ],
 )

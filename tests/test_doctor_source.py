@@ -59,6 +59,7 @@ def test_a_change(body: str, kind: str) -> None:
         "global n\nif n is None:\n    n = 'made'",  # once in each process
         "global n\nif n:\n    return\nn = True",
         "global n\nn = connect()",  # a client of its own
+        "global n\nn = None",
         "return n[key]",
         "n.read(key)",
         "value.n.append(key)",

@@ -1,8 +1,8 @@
 """Imports an app in two processes that live at the same time, as two of gunicorn's workers do, and compares them.
 
 What a lock or a port lets only one process do, the second one does not: so only what both tell counts. Both are given
-a state directory that cannot exist, so that the app starts no manager, changes nothing and is elected for nothing. If it
-cannot be imported without a manager, they get a ``memory://`` of their own.
+a state directory that cannot exist, so that the app starts no manager, changes nothing and is elected for nothing. An
+app that cannot be imported without a manager gets a ``memory://`` in each.
 """
 
 from __future__ import annotations
@@ -42,30 +42,36 @@ OTHERWISE = (
 )
 
 
+Report = dict[str, Any]
+"""What a probe tells: ``findings`` and ``secrets``; or the ``error``, its ``place``, and whether it came for want of a
+manager: ``stateless``."""
+
+
 class ImportFailed(ValueError):
-    """The app cannot be imported."""
+    """The app cannot be imported; ``report`` has the details."""
+
+    def __init__(self, app: str, report: Report) -> None:
+        place = "{}:{}: ".format(*report["place"]) if report["place"] else ""
+        super().__init__(f"cannot import {app}: {place}{report['error']}")
+        self.report = report
 
 
 def look(app: str) -> list[Finding]:
     """Return what can be said about an app, named as gunicorn names it. Raises ImportFailed."""
-    with tempfile.TemporaryDirectory(prefix="state-doctor-") as folder:
-        first, second, stateless = two_reports(app, Path(folder), memory=False)
-        if stateless:
-            first, second, _ = two_reports(app, Path(folder), memory=True)
     findings = []
-    if stateless:
-        findings.append(
-            Finding(
-                "advice",
-                "import",
-                "the app uses the state while it is imported, and cannot be imported where no manager runs",
-                "use it in a request, or in a function: `flask routes`, tests and migrations import the app too",
-                *(stateless["place"] or ()),
-            )
-        )
+    try:
+        first, second = two_reports(app, memory=False)
+    except ImportFailed as failed:
+        if not failed.report["stateless"]:
+            raise
+        text = "the app uses the state while it is imported, and cannot be imported where no manager runs"
+        fix = "use it in a request, or in a function: `flask routes`, tests and migrations import the app too"
+        findings.append(Finding("advice", "import", text, fix, *(failed.report["place"] or ())))
+        first, second = two_reports(app, memory=True)
     if "error" in second:
         text = f"a second process cannot import the app while the first one lives: {second['error']}"
-        findings.append(Finding("problem", "import", text, None, *(second["place"] or ())))
+        fix = "do that once and not in each worker: before gunicorn starts, or if `state.once(NAME, ttl=SECONDS)`"
+        findings.append(Finding("problem", "import", text, fix, *(second["place"] or ())))
         return findings + [Finding(**finding) for finding in first["findings"]]
     findings += [Finding(**finding) for finding in first["findings"] if finding in second["findings"]]
     return findings + list(compared(first["secrets"], second["secrets"]))
@@ -82,21 +88,18 @@ def compared(first: dict[str, Any], second: dict[str, Any]) -> Iterator[Finding]
             yield Finding("ok", name, "it is the same in two processes")
 
 
-def two_reports(app: str, folder: Path, *, memory: bool) -> tuple[Any, Any, Any]:
-    """Return what two processes tell, and what the first one says if it needs a manager."""
+def two_reports(app: str, *, memory: bool) -> tuple[Report, Report]:
+    """Return what two processes tell. Raises ImportFailed if the first of them cannot import the app."""
     salt = secrets.token_hex(32)
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(probe(app, folder, salt, memory))
+    with tempfile.TemporaryDirectory(prefix="state-doctor-") as folder, contextlib.ExitStack() as stack:
+        first = stack.enter_context(probe(app, Path(folder), salt, memory))
         if "error" in first:
-            if first["stateless"] and not memory:
-                return None, None, first
-            place = "{}:{}: ".format(*first["place"]) if first["place"] else ""
-            raise ImportFailed(f"cannot import {app}: {place}{first['error']}")
-        return first, stack.enter_context(probe(app, folder, salt, memory)), None
+            raise ImportFailed(app, first)
+        return first, stack.enter_context(probe(app, Path(folder), salt, memory))
 
 
 @contextlib.contextmanager
-def probe(app: str, folder: Path, salt: str, memory: bool) -> Iterator[Any]:
+def probe(app: str, folder: Path, salt: str, memory: bool) -> Iterator[Report]:
     """Give the report of a process that lives until the end of the block, and nothing that it has started after it."""
     report = folder / secrets.token_hex(8)
     environ = {**os.environ, DIRECTORY_VARIABLE: NOWHERE, START_VARIABLE: "0"}
@@ -124,7 +127,7 @@ def probe(app: str, folder: Path, salt: str, memory: bool) -> Iterator[Any]:
             child.communicate()
 
 
-def wait_for(report: Path, child: subprocess.Popen[bytes], log: Path) -> Any:
+def wait_for(report: Path, child: subprocess.Popen[bytes], log: Path) -> Report:
     """Return the report; one that says what was wrong if none comes."""
     deadline = time.monotonic() + IMPORT_SECONDS
     while child.poll() is None and not report.exists():
@@ -133,7 +136,8 @@ def wait_for(report: Path, child: subprocess.Popen[bytes], log: Path) -> Any:
             return {"error": error, "stateless": False, "place": None}
         time.sleep(POLL)
     if report.exists():
-        return json.loads(report.read_bytes())
+        found: Report = json.loads(report.read_bytes())
+        return found
     said = " ".join(log.read_bytes().decode(errors="replace").split())[-LAST_WORDS:]
     error = f"the process ended with exit code {child.returncode}, and said: {said or 'nothing'}"
     return {"error": error, "stateless": False, "place": None}

@@ -6,8 +6,10 @@ It changes nothing and starts nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
+import re
 import stat
 from collections.abc import Iterator
 from importlib import metadata
@@ -16,7 +18,7 @@ from typing import Any
 
 from .. import sidecar
 from ..api import connect
-from ..checked import ELSEWHERE, open_file, quoted
+from ..checked import ELSEWHERE, open_file, quoted, refusal
 from ..directory import FILES, SOCKET, NoDirectory, StateDirectory
 from ..errors import StateError, Unavailable
 from ..settings import DURABILITY_VARIABLE, VERSION, Address, MemoryAddress
@@ -83,9 +85,8 @@ def versions() -> Iterator[Finding]:
 
 
 def numbers(version: str) -> list[int]:
-    """Return the leading numbers of a version; ``1.2rc1`` is 1, as far as can be compared."""
-    parts = version.split(".")
-    return [int(part) for part in parts[: next((i for i, part in enumerate(parts) if not part.isdecimal()), None)]]
+    """Return the leading numbers of a version: 1.2 of 1.2.0rc1."""
+    return [int(part) for part in itertools.takewhile(str.isdecimal, version.split("."))]
 
 
 def missing(path: Path) -> Finding:
@@ -108,22 +109,22 @@ def permissions(state: StateDirectory) -> Iterator[Finding]:
         try:
             if not stat.S_ISSOCK(os.stat(name, dir_fd=state.fd, follow_symlinks=False).st_mode):
                 os.close(open_file(state.fd, state.path / name, os.O_RDONLY))
-        except FileNotFoundError:
-            continue  # a journal's segment may go at any time
-        except (StateError, OSError) as error:
-            wrong.append(Finding("problem", "permissions", str(error)))
-    with contextlib.suppress(Unavailable):  # no key yet
-        try:
-            state.key(create=False)
-        except Unavailable:
-            raise
         except StateError as error:
-            if not any(str(error) == found.message for found in wrong):
-                wrong.append(Finding("problem", "permissions", str(error)))
+            wrong.append(str(error))
+        except FileNotFoundError:
+            continue  # a segment of the journal may go at any time
+        except OSError as error:
+            wrong.append(str(refusal(state.path / name, error)))
+    try:
+        state.key(create=False)
+    except Unavailable:
+        pass  # there is none yet
+    except StateError as error:
+        wrong.append(str(error))
     if not os.access(state.path, os.W_OK):
-        problem = f"{state.path} cannot be written by uid {os.geteuid()}"
-        wrong.append(Finding("problem", "permissions", problem, f"is its file system mounted read-only? {ELSEWHERE}"))
-    yield from wrong
+        wrong.append(f"{state.path} cannot be written by uid {os.geteuid()}: is its file system mounted read-only?")
+    for message in dict.fromkeys(wrong):
+        yield Finding("problem", "permissions", message)
     if not wrong:
         yield Finding("ok", "permissions", f"{state.path} belongs to uid {os.geteuid()} and to nobody else")
 
@@ -157,7 +158,7 @@ def file_system(path: Path) -> str | None:
         fields = before.split()
         if len(fields) < 5 or not after:
             continue
-        mount = Path(fields[4].encode().decode("unicode_escape", errors="replace"))
+        mount = Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4]))
         if path.is_relative_to(mount) and len(mount.parts) >= best:  # of two on one place the later one is on top
             best, kind = len(mount.parts), after.split()[0]
     return kind

@@ -14,7 +14,7 @@ from typing import Any
 from flask import Flask
 
 from .findings import Finding
-from .project import Place, Project
+from .project import Place, Project, is_a
 
 RUNNING = 1
 """``state`` of an APScheduler that runs; 2 is paused."""
@@ -26,11 +26,6 @@ def look(app: Flask, project: Project) -> Iterator[Finding]:
     yield from limiters(app, project)
     yield from socketio(app, project)
     yield from sessions(app, project)
-
-
-def is_a(thing: object, *names: str) -> bool:
-    """Tell whether an object's class, or one that it comes from, has one of these full names."""
-    return any(f"{cls.__module__}.{cls.__qualname__}" in names for cls in type(thing).__mro__)
 
 
 def at(place: Place | None) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class Watch:
 def main() -> NoReturn:
     name, report = sys.argv[1:]
     salt = sys.stdin.buffer.readline()
+    gate = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a worker has nothing to read either
     sys.path.insert(0, os.getcwd())
     watch = Watch()
     try:
@@ -78,7 +80,7 @@ def main() -> NoReturn:
     with open(f"{report}.new", "w", encoding="utf-8") as file:
         json.dump(answer, file)
     os.rename(f"{report}.new", report)
-    sys.stdin.buffer.read()
+    os.read(gate, 1)
     os._exit(0)
 
 

@@ -93,3 +93,8 @@ def stack_of(frame: FrameType | None) -> list[Place]:
         found.append(Place(frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     return found
+
+
+def is_a(thing: object, *names: str) -> bool:
+    """Tell whether an object's class, or one that it comes from, has one of these full names: nothing is imported."""
+    return any(f"{cls.__module__}.{cls.__qualname__}" in names for cls in type(thing).__mro__)

@@ -3,7 +3,7 @@
 What counts, for a name that is not the function's own:
 - ``global n`` and ``n += 1``, ``n = n + 1``: a count.
 - ``global n`` and ``n = True`` or something of the request: a switch. Not under an ``if`` that asks for n, which is how
-  each process makes a thing of its own once; and not what a call returns, which is how it makes a client or a pool.
+  each process makes a thing of its own once; and neither None nor what a call returns, as for a client or a pool.
 - ``n[k] = v``, ``n[k] += v``, ``del n[k]``, ``n.append(v)``, ``n[k].append(v)``, ``next(n)``.
 
 ``n[k] = v`` alone, in a function that looks into n first, is a memo if v is computed: each process may have its own.
@@ -84,7 +84,7 @@ def _changes(node: ast.AST, shared: set[str]) -> Iterator[tuple[str, Kind, bool]
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in shared:
             if name in _names(value):
                 yield name, "count", False
-            elif isinstance(value, ast.Constant) or "request" in _names(value):
+            elif (isinstance(value, ast.Constant) and value.value is not None) or "request" in _names(value):
                 yield name, "switch", False
         case ast.Assign(targets=targets):
             yield from ((_root(target), "change", False) for target in targets if isinstance(target, ast.Subscript))

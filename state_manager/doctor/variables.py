@@ -18,10 +18,11 @@ from flask import Flask
 
 from . import source
 from .findings import Finding
-from .project import Place, Project
+from .project import Place, Project, is_a
 
 CONTAINERS = (dict, list, set, deque, defaultdict, Counter, OrderedDict)
 PLAIN = (bool, int, float, str, type(None))
+MULTIPROCESSING = ("multiprocessing.managers.BaseProxy", "multiprocessing.sharedctypes.SynchronizedBase")
 PER_PROCESS = re.compile(r"cache|memo|pool|conn|client|lock|thread|engine|registry", re.IGNORECASE)
 """Names of what each process may well have for itself."""
 
@@ -39,6 +40,18 @@ def look(app: Flask, project: Project) -> Iterator[Finding]:
                 found.setdefault(place, (change.name, value, []))[2].append((change, function))
     for place, (name, value, changes) in sorted(found.items()):
         yield judged(place, name, value, changes)
+    yield from of_multiprocessing(project)
+
+
+def of_multiprocessing(project: Project) -> Iterator[Finding]:
+    """Yield what is shared only with children that are forked after the import, as with gunicorn's ``preload_app``."""
+    for file, tree in project.trees.items():
+        for name, line in source.definitions(tree).items():
+            if is_a(getattr(project.modules[file], name, None), *MULTIPROCESSING):
+                text = (
+                    f"{name} is made by multiprocessing while the app is imported: without preload_app by each worker"
+                )
+                yield Finding("advice", "variable", text, f'`{name} = state.dict("{name}")`', file, line)
 
 
 def counts(change: source.Change, value: object) -> bool:
@@ -71,10 +84,10 @@ def judged(place: Place, name: str, value: object, changes: list[tuple[source.Ch
     where = f"line {change.line}" + (
         "" if function.__code__.co_filename == place.file else f" of {function.__module__}"
     )
-    text = f"{name} is changed by {function.__name__} ({where}), in one worker, and the others do not see it"
     if worst is None or PER_PROCESS.search(name):
-        text = f"{name} is filled by {function.__name__} ({where}) in each worker for itself, and may differ"
-        return Finding("advice", "variable", text, instead(name, value, change) + ", unless that is meant", *place)
+        text = f"{name} is changed by {function.__name__} ({where}): each worker has its own, which may be meant"
+        return Finding("advice", "variable", text, instead(name, value, change), *place)
+    text = f"{name} is changed by {function.__name__} ({where}) in one worker, and the others do not see it"
     return Finding("problem", "variable", text, instead(name, value, change), *place)
 
 
@@ -82,6 +95,8 @@ def instead(name: str, value: object, change: source.Change) -> str:
     """Return what to write."""
     if change.kind == "count" and type(value) in (int, itertools.count):
         return f'`{name} = state.counter("{name}")`, and `{name}.increment()`, which returns the sum'
+    if change.kind == "switch":
+        return f'`settings = state.dict("settings")`, and `settings["{name}"]` wherever it is set or asked for'
     if isinstance(value, Counter):
         return f'`{name} = state.dict("{name}")`, and `{name}.increment(key)`'
     if isinstance(value, dict):

@@ -14,9 +14,10 @@ import pytest
 
 import state_manager
 import web
-from state_manager import cli, sidecar
+from state_manager import cli
 from state_manager.doctor import comparing
-from tests.cli.harness import DEADLINE, Answer
+from tests.cli.harness import Answer, running
+from tests.processes.harness import wait_for
 
 
 class Told(NamedTuple):
@@ -239,31 +240,35 @@ def test_no_key_is_shown(write: Write, doctor: Doctor) -> None:
 CLEAN_END = "from flask import Flask\napp = Flask(__name__)\n"
 
 
-def test_a_manager_that_runs_is_not_touched(write: Write, doctor: Doctor, tmp_path: Path) -> None:
+def test_what_uses_the_state_at_import_touches_no_manager(write: Write, doctor: Doctor, tmp_path: Path) -> None:
     write(
         {
-            "shop.py": "import state_manager\n"
-            + "state_manager.connect(start=True).counter('n').increment()\n"
-            + CLEAN_END
+            "shop.py": """
+                from flask import Flask
+                import state_manager
+                from state_manager.flask import SharedState
+                app = Flask(__name__)
+                state = SharedState(app)
+                state_manager.connect(start=True).counter("n").increment()
+                with app.app_context():
+                    state.secret("session").current
+                app.test_client().get("/")
+            """
         }
     )
-    manager = sidecar.start(tmp_path / ".state")
-    try:
+    with running(tmp_path / ".state"):
         found = told(doctor("--json", "--app", "shop:app"))
         assert found.code == 0
-        assert found.findings["import"]["severity"] == "advice"
-        assert found.findings["import"]["line"] == 2
-        with state_manager.connect(tmp_path / ".state") as client:
-            assert client.counter("n").value == 0
-    finally:
-        manager.terminate()
-        manager.wait(DEADLINE)
+        assert places(found) == {"import": ("advice", "shop.py", 7)}
+        with state_manager.connect(tmp_path / ".state") as manager:
+            assert manager.counter("n").value == 0
 
 
 def test_what_the_app_has_started_is_ended(write: Write, doctor: Doctor, tmp_path: Path) -> None:
-    write({"shop.py": "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'input()'])\n" + CLEAN_END})
+    child = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])\n"
+    write({"shop.py": child + CLEAN_END})
     assert doctor("--app", "shop:app").code == 0
-    assert not [process for process in psutil.process_iter() if runs_in(process, tmp_path)]
+    wait_for(lambda: not any(runs_in(process, tmp_path) for process in psutil.process_iter()), "the child's end")
 
 
 def runs_in(process: psutil.Process, directory: Path) -> bool:
@@ -291,6 +296,7 @@ def test_a_second_process_that_cannot_import_it_is_a_problem(write: Write, docto
         ("import nosuch\n", "shop:app", "shop.py:1: ModuleNotFoundError: No module named 'nosuch'"),
         ("def app():\n    1 / 0\n", "shop:app()", "shop.py:2: ZeroDivisionError"),
         ("def app(): ...\n", "shop:app", "shop:app is no Flask app but a function; if it makes one, write shop:app()"),
+        ("input()\n", "shop:app", "shop.py:1: EOFError"),
         ("import sys\nsys.exit('usage: shop')\n", "shop:app", "shop.py:2: SystemExit: usage: shop"),
         (
             "import os\nprint('a last word', flush=True)\nos._exit(7)\n",
