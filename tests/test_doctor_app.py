@@ -8,12 +8,13 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from flask import Flask
 from limits.storage import Storage
 
-from state_manager.doctor import libraries, variables
+from state_manager.doctor import libraries, probe, variables
 from state_manager.doctor.findings import Finding
 from state_manager.doctor.project import Project
 
@@ -146,6 +147,14 @@ def test_a_variable_of_another_module_and_functions_behind_decorators_and_classe
             def b():
                 return service.count()
 
+            @app.get("/d")
+            @logged
+            def d():
+                lasts["d"] = 1
+                return ""
+
+            lasts = {}
+
             class Titles(MethodView):
                 def get(self):
                     titles.append(1)
@@ -173,8 +182,67 @@ def test_a_variable_of_another_module_and_functions_behind_decorators_and_classe
         "users": ("data.py", 2),
         "titles": ("data.py", 1),
         "total": ("service.py", 2),
+        "lasts": ("front.py", 35),
     }
     assert "by a (line 21 of front)" in found["users"].message
+
+
+def test_variables_of_a_factory_and_of_a_decorator(make: Make) -> None:
+    found = variables.look(
+        *make(
+            factory="""
+                from flask import Flask, request
+
+                def limited(times):
+                    calls = {}
+                    results = {}
+                    def decorator(function):
+                        def inner(*args):
+                            calls[request.remote_addr] = calls.get(request.remote_addr, 0) + 1
+                            if args not in results:
+                                results[args] = function(*args)
+                            return results[args]
+                        inner.__name__ = function.__name__
+                        return inner
+                    return decorator
+
+                def create_app():
+                    app = Flask(__name__)
+                    visits = 0
+                    local = {}
+                    local["a"] = 1
+
+                    @app.get("/")
+                    @limited(5)
+                    def view():
+                        nonlocal visits
+                        visits += 1
+                        return local["a"]
+
+                    return app
+
+                app = create_app()
+            """
+        )
+    )
+    assert told(found) == [("problem", "calls", 5), ("advice", "results", 6), ("problem", "visits", 19)]
+
+
+@pytest.mark.parametrize(
+    ("name", "severity"),
+    [
+        ("url_cache", "advice"),
+        ("cachedPages", "advice"),
+        ("db_connections", "advice"),
+        ("connected_users", "problem"),
+        ("blocked", "problem"),
+        ("memories", "problem"),
+    ],
+)
+def test_names_of_what_a_worker_may_have_for_itself(make: Make, name: str, severity: str) -> None:
+    text = f"from flask import Flask\napp = Flask(__name__)\n{name} = []\n"
+    text += f"@app.get('/')\ndef view():\n    {name}.append(1)\n"
+    assert told(variables.look(*make(naming=text))) == [(severity, name, 3)]
 
 
 def test_what_only_looks_like_shared_state_is_let_alone(make: Make) -> None:
@@ -304,6 +372,35 @@ def test_flask_session(make: Make, config: str, told: object) -> None:
 def test_an_app_without_extensions_has_nothing_to_tell(make: Make) -> None:
     text = "from flask import Flask\napp = Flask(__name__)\napp.config['SESSION_TYPE'] = 'filesystem'\n"  # of no effect
     assert look(make(bare=text)) == []
+
+
+class Pretender:
+    """As cffi has some."""
+
+    __slots__ = ()
+    __class__ = ModuleType  # type: ignore[assignment]
+
+
+class Lazy(ModuleType):
+    def __getattribute__(self, name: str) -> object:
+        raise ImportError("it would be loaded now")
+
+
+def test_modules_that_are_none_or_not_yet(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, project = make(own="from flask import Flask\napp = Flask(__name__)\n")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pretender", Pretender())
+        patched.setitem(sys.modules, "lazy", Lazy("lazy"))
+        assert project.names == {"own"}
+
+
+def test_a_check_that_fails_does_not_end_the_others() -> None:
+    def check() -> Iterator[Finding]:
+        yield Finding("ok", "a", "first")
+        raise RuntimeError("strange")
+
+    found = list(probe.guarded("a", check()))
+    assert [finding.message for finding in found] == ["first", "this check has failed: RuntimeError: strange"]
 
 
 def test_installed_packages_are_not_the_project(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,12 +33,12 @@ LAST_WORDS = 1000
 DIFFERENT = {
     "SECRET_KEY": (
         "a session signed by one worker is refused by the next",
-        "delete this line, and let `state = SharedState(app)` make one for all workers",
+        "delete the line that sets it, and let `state = SharedState(app)` make one for all workers",
     )
 }
 OTHERWISE = (
     "what one worker has signed with it is refused by the next",
-    "give all workers the same: set it in the environment, or delete this line if SECRET_KEY is used without it",
+    "give all workers the same: set it in the environment, or delete that line if SECRET_KEY is used without it",
 )
 
 

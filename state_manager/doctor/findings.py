@@ -20,3 +20,4 @@ class Finding(NamedTuple):
     """What to write or to do instead."""
     file: str | None = None
     line: int | None = None
+    """These two are a ``Place``."""

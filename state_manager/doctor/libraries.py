@@ -28,11 +28,6 @@ def look(app: Flask, project: Project) -> Iterator[Finding]:
     yield from sessions(app, project)
 
 
-def at(place: Place | None) -> dict[str, Any]:
-    """Return a place as a finding has it."""
-    return {} if place is None else place._asdict()
-
-
 def caches(app: Flask, project: Project) -> Iterator[Finding]:
     """Flask-Caching."""
     found = app.extensions.get("cache")
@@ -44,7 +39,7 @@ def caches(app: Flask, project: Project) -> Iterator[Finding]:
                 "Flask-Caching",
                 f"{kind} is one cache for each worker: what one deletes or computes anew, the others still have",
                 'CACHE_TYPE = "state_manager.flask.caching"',
-                **at(project.find(r"CACHE_TYPE.*simple", r"CACHE_TYPE\b", r"\bCache\(")),
+                *(project.find(r"CACHE_TYPE.*(?i:simple)", r"CACHE_TYPE\b", r"\bCache\(") or ()),
             )
         elif is_a(backend, "flask_caching.backends.nullcache.NullCache"):
             yield Finding(
@@ -52,7 +47,7 @@ def caches(app: Flask, project: Project) -> Iterator[Finding]:
                 "Flask-Caching",
                 "NullCache keeps nothing: every call computes its result",
                 'CACHE_TYPE = "state_manager.flask.caching", unless this is meant',
-                **at(project.find(r"CACHE_TYPE.*null", r"CACHE_TYPE\b", r"\bCache\(")),
+                *(project.find(r"CACHE_TYPE.*(?i:null)", r"CACHE_TYPE\b", r"\bCache\(") or ()),
             )
         else:
             yield Finding("ok", "Flask-Caching", f"{kind} is not in the worker's memory")
@@ -71,7 +66,7 @@ def limiters(app: Flask, project: Project) -> Iterator[Finding]:
                 "Flask-Limiter",
                 "memory:// counts in each worker for itself: with four workers a client has four times the limit",
                 'storage_uri="statemanager://", after `import state_manager.flask.limits`',
-                **at(project.find(r"(storage_uri|RATELIMIT_STORAGE_UR[IL])\b.*memory:", r"\bLimiter\(")),
+                *(project.find(r"(storage_uri|RATELIMIT_STORAGE_UR[IL])\b.*memory:", r"\bLimiter\(") or ()),
             )
         else:
             yield Finding("ok", "Flask-Limiter", f"{type(storage).__name__} is not in the worker's memory")
@@ -92,7 +87,7 @@ def socketio(app: Flask, project: Project) -> Iterator[Finding]:
         "Flask-SocketIO",
         "without a message queue an event reaches only the clients of the worker that emits it",
         'SocketIO(app, message_queue="redis://") and a proxy that keeps a client with one worker; or gunicorn -w 1',
-        **at(project.find(r"\bSocketIO\(")),
+        *(project.find(r"\bSocketIO\(") or ()),
     )
 
 
@@ -102,14 +97,14 @@ def sessions(app: Flask, project: Project) -> Iterator[Finding]:
     if not type(interface).__module__.startswith("flask_session"):
         return
     store = getattr(interface, "cache", None) or getattr(interface, "client", None)
-    place = at(project.find(r"SESSION_(TYPE|CACHELIB)\b", r"\bSession\("))
+    place = project.find(r"SESSION_(TYPE|CACHELIB)\b", r"\bSession\(") or ()
     if is_a(store, "cachelib.simple.SimpleCache"):
         yield Finding(
             "problem",
             "Flask-Session",
             f"{type(store).__name__} keeps sessions in each worker for itself: a login holds in one, not in the next",
             "SharedState(app, sessions=True), and delete Session(app)",
-            **place,
+            *place,
         )
     elif is_a(store, "cachelib.file.FileSystemCache"):
         yield Finding(
@@ -117,7 +112,7 @@ def sessions(app: Flask, project: Project) -> Iterator[Finding]:
             "Flask-Session",
             "sessions are files, written whole: of two requests of one visitor at the same time one is lost",
             "SharedState(app, sessions=True), and delete Session(app)",
-            **place,
+            *place,
         )
     else:
         yield Finding("ok", "Flask-Session", f"{type(interface).__name__} keeps sessions outside of the workers")
@@ -130,12 +125,12 @@ def schedulers(starts: Mapping[Any, Place | None], project: Project) -> Iterator
         return
     # By type(), because a proxy of Werkzeug's that is asked for its class looks for a request.
     for scheduler in (found for found in gc.get_objects() if issubclass(type(found), base)):
-        if scheduler.state == RUNNING:
+        if getattr(scheduler, "state", None) == RUNNING:
             yield Finding(
                 "problem",
                 "APScheduler",
                 f"a {type(scheduler).__name__} is started while the app is imported: each worker runs every job",
                 "let each job begin with `if not state.once(NAME, ttl=INTERVAL): return`, or start the scheduler in a "
                 "process of its own",
-                **at(starts.get(getattr(scheduler, "_thread", None)) or project.find(r"Scheduler\(")),
+                *(starts.get(getattr(scheduler, "_thread", None)) or project.find(r"Scheduler\(") or ()),
             )

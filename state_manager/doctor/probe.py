@@ -75,7 +75,7 @@ def main() -> NoReturn:
         answer = failure(error, Project(name.partition(":")[0]))
     else:
         project = Project(name.partition(":")[0])
-        findings = [*look(app, project, watch), *variables.look(app, project)]
+        findings = list(look(app, project, watch))
         answer = {"findings": [finding._asdict() for finding in findings], "secrets": secrets(app, project, salt)}
     with open(f"{report}.new", "w", encoding="utf-8") as file:
         json.dump(answer, file)
@@ -107,20 +107,34 @@ def failure(error: BaseException, project: Project) -> dict[str, Any]:
 
 def look(app: Flask, project: Project, watch: Watch) -> Iterator[Finding]:
     """Yield everything but what takes a comparison of two processes."""
+    starts = {thread: project.caller(stack) for thread, stack in watch.starts.items()}
+    yield from guarded("app.run", serving(watch, project))
+    yield from guarded("address", memory(app, project))
+    yield from guarded("SECRET_KEY", key(app, project))
+    yield from guarded("extensions", libraries.look(app, project))
+    yield from guarded("APScheduler", libraries.schedulers(starts, project))
+    yield from guarded("thread", threads(starts, project))
+    yield from guarded("variable", variables.look(app, project))
+
+
+def guarded(check: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield the findings of a check; one that an app is too strange for says so, and the others go on."""
+    try:
+        yield from findings
+    except Exception as error:
+        yield Finding("advice", check, f"this check has failed: {type(error).__name__}: {error}", "please report it")
+
+
+def serving(watch: Watch, project: Project) -> Iterator[Finding]:
+    """An app that is imported must not serve."""
     for stack in watch.runs:
         yield Finding(
             "problem",
             "app.run",
             "app.run() is called while the app is imported: a worker would serve there for itself, and never be ready",
             'put it under `if __name__ == "__main__":`',
-            **libraries.at(project.caller(stack)),
+            *(project.caller(stack) or ()),
         )
-    yield from memory(app, project)
-    yield from key(app, project)
-    yield from libraries.look(app, project)
-    starts = {thread: project.caller(stack) for thread, stack in watch.starts.items()}
-    yield from libraries.schedulers(starts, project)
-    yield from threads(starts, project)
 
 
 def memory(app: Flask, project: Project) -> Iterator[Finding]:
@@ -132,7 +146,7 @@ def memory(app: Flask, project: Project) -> Iterator[Finding]:
             "address",
             f"STATE_MANAGER_ADDRESS is {address}, which lives inside one process: each worker has a state of its own",
             "leave it out, or give a directory; memory:// is for tests",
-            **libraries.at(project.find(r"STATE_MANAGER_ADDRESS")),
+            *(project.find(r"STATE_MANAGER_ADDRESS") or ()),
         )
 
 
@@ -151,7 +165,7 @@ def key(app: Flask, project: Project) -> Iterator[Finding]:
                 "SECRET_KEY",
                 "there is none: every use of the session raises an error",
                 "`state = SharedState(app)`, which makes one for all workers",
-                **libraries.at(place),
+                *(place or ()),
             )
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NamedTuple
 
+from . import source
+
 INSTALLED = {"site-packages", "dist-packages"}
 NOT_OURS = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))
 """The standard library, and this package, which may lie below a working directory too."""
@@ -30,7 +32,7 @@ class Project:
     def __init__(self, name: str) -> None:
         self._name = name
         top = sys.modules.get(name.partition(".")[0])
-        file = getattr(top, "__file__", None) or ""
+        file = "" if top is None else file_of(top)
         self._package = os.path.dirname(file) if os.path.basename(file) == "__init__.py" else file
         self._root = os.getcwd()
 
@@ -48,7 +50,7 @@ class Project:
     def modules(self) -> dict[str, ModuleType]:
         """The app's own modules by their files, that of the app first."""
         found = [sys.modules.get(self._name), *list(sys.modules.values())]
-        files = {getattr(module, "__file__", None) or "": module for module in found if module is not None}
+        files = {file_of(module): module for module in found if module is not None}
         return {file: module for file, module in files.items() if file.endswith(".py") and self.has(file)}
 
     @cached_property
@@ -67,6 +69,11 @@ class Project:
                 continue
         return found
 
+    @cached_property
+    def definitions(self) -> dict[str, dict[str, int]]:
+        """Where in each of these files which module-level variable is made."""
+        return {file: source.definitions(tree) for file, tree in self.trees.items()}
+
     def find(self, *patterns: str) -> Place | None:
         """Return the first line that has one of these regular expressions, of which the first counts most."""
         for pattern in patterns:
@@ -84,6 +91,14 @@ class Project:
     def caller(self, stack: list[Place]) -> Place | None:
         """Return the innermost place of a stack that is the app's own."""
         return next((place for place in stack if self.has(place.file)), None)
+
+
+def file_of(module: ModuleType) -> str:
+    """Return where a module comes from, without waking one that loads itself when it is asked for anything."""
+    if not issubclass(type(module), ModuleType):  # some pretend to be one
+        return ""
+    file = object.__getattribute__(module, "__dict__").get("__file__")
+    return file if isinstance(file, str) else ""
 
 
 def stack_of(frame: FrameType | None) -> list[Place]:

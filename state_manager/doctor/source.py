@@ -1,7 +1,7 @@
-"""How a function changes module-level variables, read from its source. Pure.
+"""How a function changes variables that are not its own, read from its source. Pure.
 
-What counts, for a name that is not the function's own:
-- ``global n`` and ``n += 1``, ``n = n + 1``: a count.
+What counts:
+- ``global n`` (or ``nonlocal n``) and ``n += 1``, ``n = n + 1``: a count.
 - ``global n`` and ``n = True`` or something of the request: a switch. Not under an ``if`` that asks for n, which is how
   each process makes a thing of its own once; and neither None nor what a call returns, as for a client or a pool.
 - ``n[k] = v``, ``n[k] += v``, ``del n[k]``, ``n.append(v)``, ``n[k].append(v)``, ``next(n)``.
@@ -53,6 +53,16 @@ def definitions(tree: ast.Module) -> dict[str, int]:
     return found
 
 
+def definition_before(tree: ast.AST, name: str, line: int) -> int | None:
+    """Return where a variable of an enclosing function is made: the last place above that line."""
+    lines = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store) and node.lineno < line
+    ]
+    return max(lines, default=None)
+
+
 def _top_level(body: list[ast.stmt]) -> Iterator[ast.Assign | ast.AnnAssign]:
     for node in body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
@@ -63,7 +73,7 @@ def _top_level(body: list[ast.stmt]) -> Iterator[ast.Assign | ast.AnnAssign]:
 
 def changes(function: Function) -> Iterator[Change]:
     """Yield what a function does to variables that are not its own."""
-    shared = {name for node in ast.walk(function) if isinstance(node, ast.Global) for name in node.names}
+    shared = {name for node in ast.walk(function) if isinstance(node, ast.Global | ast.Nonlocal) for name in node.names}
     own = _own(function) - shared
     asked = {id(node): names for node, names in _under_ifs(function, frozenset())}
     for node in ast.walk(function):

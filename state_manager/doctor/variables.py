@@ -1,7 +1,8 @@
-"""Module-level variables that requests change: each worker has its own, and its numbers jump from page to page.
+"""Variables that live as long as a worker and that requests change: each worker has its own.
 
-Where it begins: the app's views and hooks. From them it follows the functions of the project that they name. A variable
-counts if at this moment it holds a plain dict, list, number ...: a proxy of the state manager is none of those.
+Where it begins: the app's views and hooks. From them it follows the functions of the project that they name. A
+variable, of a module or of the factory or decorator around a function, counts if at this moment it holds a plain dict,
+list, number ...: a proxy of the state manager is none of those.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from flask import Flask
@@ -23,7 +24,9 @@ from .project import Place, Project, is_a
 CONTAINERS = (dict, list, set, deque, defaultdict, Counter, OrderedDict)
 PLAIN = (bool, int, float, str, type(None))
 MULTIPROCESSING = ("multiprocessing.managers.BaseProxy", "multiprocessing.sharedctypes.SynchronizedBase")
-PER_PROCESS = re.compile(r"cache|memo|pool|conn|client|lock|thread|engine|registry", re.IGNORECASE)
+PER_PROCESS = re.compile(
+    r"cache|memo(?!r)|(^|_)(pool|conn|connection|client|lock|thread|engine|registr(y|ie))s?$", re.IGNORECASE
+)
 """Names of what each process may well have for itself."""
 
 
@@ -34,7 +37,7 @@ def look(app: Flask, project: Project) -> Iterator[Finding]:
     for function in reachable(app, project):
         node = indexes.get(function.__code__.co_filename, {}).get(function.__code__.co_firstlineno)
         for change in source.changes(node) if node is not None else ():
-            value = function.__globals__.get(change.name, function)
+            value = value_of(function, change.name)
             place = definition(project, function, change.name, value) if counts(change, value) else None
             if place is not None:
                 found.setdefault(place, (change.name, value, []))[2].append((change, function))
@@ -45,12 +48,10 @@ def look(app: Flask, project: Project) -> Iterator[Finding]:
 
 def of_multiprocessing(project: Project) -> Iterator[Finding]:
     """Yield what is shared only with children that are forked after the import, as with gunicorn's ``preload_app``."""
-    for file, tree in project.trees.items():
-        for name, line in source.definitions(tree).items():
-            if is_a(getattr(project.modules[file], name, None), *MULTIPROCESSING):
-                text = (
-                    f"{name} is made by multiprocessing while the app is imported: without preload_app by each worker"
-                )
+    for file, lines in project.definitions.items():
+        for name, line in lines.items():
+            if is_a(vars(project.modules[file]).get(name), *MULTIPROCESSING):
+                text = f"{name} is made by multiprocessing at import: in each worker one, if there is no preload_app"
                 yield Finding("advice", "variable", text, f'`{name} = state.dict("{name}")`', file, line)
 
 
@@ -64,16 +65,26 @@ def counts(change: source.Change, value: object) -> bool:
     return type(value) in CONTAINERS
 
 
+def value_of(function: FunctionType, name: str) -> object:
+    """Return what a variable of a function's module, or of a function around it, holds; NotImplemented for none."""
+    if name in function.__code__.co_freevars:
+        cell = (function.__closure__ or ())[function.__code__.co_freevars.index(name)]
+        return contents(cell)
+    return function.__globals__.get(name, NotImplemented)
+
+
 def definition(project: Project, function: FunctionType, name: str, value: object) -> Place | None:
     """Return the line of the project that makes the variable; it may have been imported from there."""
     file = function.__code__.co_filename
-    line = source.definitions(project.trees[file]).get(name)
+    if name in function.__code__.co_freevars:
+        line = source.definition_before(project.trees[file], name, function.__code__.co_firstlineno)
+    else:
+        line = project.definitions[file].get(name)
     if line is not None:
         return Place(file, line)
-    for other, tree in project.trees.items():
-        line = source.definitions(tree).get(name)
-        if line is not None and type(value) in CONTAINERS and getattr(project.modules[other], name, None) is value:
-            return Place(other, line)
+    for other, lines in project.definitions.items():
+        if name in lines and type(value) in CONTAINERS and vars(project.modules[other]).get(name) is value:
+            return Place(other, lines[name])
     return None
 
 
@@ -111,13 +122,13 @@ def instead(name: str, value: object, change: source.Change) -> str:
 
 def reachable(app: Flask, project: Project) -> Iterator[FunctionType]:
     """Yield the project's functions that the app's views and hooks are, or name."""
-    seen: set[int] = set()
+    seen: set[FunctionType] = set()
     waiting = [function for one in entries(app) for function in functions_of(one)]
     while waiting:
         function = waiting.pop()
-        if id(function.__code__) in seen:
+        if function in seen:
             continue
-        seen.add(id(function.__code__))
+        seen.add(function)
         waiting += wrapped(function)
         if project.has(function.__code__.co_filename):
             yield function
@@ -150,14 +161,17 @@ def functions_of(one: object) -> Iterator[FunctionType]:
 
 def wrapped(function: FunctionType) -> Iterator[FunctionType]:
     """Yield what a decorator has wrapped, whether it says so or only holds it."""
-    held: list[object] = [function.__dict__.get("__wrapped__")]
-    for cell in function.__closure__ or ():
-        try:
-            held.append(cell.cell_contents)
-        except ValueError:
-            continue  # still empty
-    for one in held:
+    for one in (function.__dict__.get("__wrapped__"), *map(contents, function.__closure__ or ())):
         yield from functions_of(one)
+
+
+def contents(cell: CellType) -> object:
+    """Return what a function's variable holds that another one uses; NotImplemented if it is still empty."""
+    try:
+        found: object = cell.cell_contents
+    except ValueError:
+        found = NotImplemented
+    return found
 
 
 def named(function: FunctionType, project: Project) -> Iterator[FunctionType]:
