@@ -130,7 +130,7 @@ def schedulers(starts: Mapping[Any, Place | None], project: Project) -> Iterator
                 "problem",
                 "APScheduler",
                 f"a {type(scheduler).__name__} is started while the app is imported: each worker runs every job",
-                "let each job begin with `if not state.once(NAME, ttl=INTERVAL): return`, or start the scheduler in a "
-                "process of its own",
+                "let each job begin with `if not state.once(NAME, ttl=0.9 * INTERVAL): return`, or start the scheduler "
+                "in a process of its own",
                 *(starts.get(getattr(scheduler, "_thread", None)) or project.find(r"Scheduler\(") or ()),
             )

@@ -209,7 +209,7 @@ def threads(starts: dict[threading.Thread, Place | None], project: Project) -> I
                 "advice",
                 "thread",
                 f"a thread that runs {code.co_name} is started while the app is imported: there is one in each worker",
-                "start it where it is needed; for what may run only once, `if state.once(NAME, ttl=SECONDS):`",
+                "if there may be only one, let it do its work while it holds `state.lock(NAME)`",
                 *place,
             )
 
