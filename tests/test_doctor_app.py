@@ -293,7 +293,16 @@ def test_what_only_looks_like_shared_state_is_let_alone(make: Make) -> None:
                 limits = dict(LIMITS)
                 limits["b"] = 2
                 LIMITS.get("a")
+                total = 0
+
+                def add():
+                    nonlocal total
+                    total += 1
+
+                add()
                 return ""
+
+            total = 0
         """
     )
     assert list(variables.look(app, project)) == []

@@ -73,7 +73,7 @@ def test_no_change(body: str) -> None:
 
 def test_where_variables_are_made() -> None:
     text = "import os\na = b = 1\nif os.name:\n    c: dict = {}\n"
-    text += "try:\n    d, e = 1, 2\nexcept ImportError:\n    d = 3\na = 5\ndef f():\n    g = 1\n"
+    text += "try:\n    d, e = 1, 2\nexcept ImportError:\n    d = 3\na = 5\nh[i] = 1\ndef f():\n    g = 1\n"
     assert source.definitions(ast.parse(text)) == {"a": 2, "b": 2, "c": 4, "d": 6, "e": 6}
 
 

@@ -35,7 +35,7 @@ class Change(NamedTuple):
 def functions(tree: ast.AST) -> dict[int, Function]:
     """Return the functions of a module by their first line, decorators included, as a code object has it."""
     return {
-        min(node.lineno, *(decorator.lineno for decorator in node.decorator_list), node.lineno): node
+        min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]): node
         for node in ast.walk(tree)
         if isinstance(node, Function)
     }
@@ -48,7 +48,7 @@ def definitions(tree: ast.Module) -> dict[str, int]:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in targets:
             for name in ast.walk(target):
-                if isinstance(name, ast.Name):
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
                     found.setdefault(name.id, node.lineno)
     return found
 

@@ -67,6 +67,8 @@ def counts(change: source.Change, value: object) -> bool:
 
 def value_of(function: FunctionType, name: str) -> object:
     """Return what a variable of a function's module, or of a function around it, holds; NotImplemented for none."""
+    if name in function.__code__.co_cellvars:
+        return NotImplemented  # the function's own: those within it change it
     if name in function.__code__.co_freevars:
         cell = (function.__closure__ or ())[function.__code__.co_freevars.index(name)]
         return contents(cell)

@@ -14,8 +14,9 @@ import pytest
 
 import state_manager
 import web
-from state_manager import cli
+from state_manager import cli, cli_doctor
 from state_manager.doctor import comparing
+from state_manager.doctor.findings import Finding
 from tests.cli.harness import Answer, running
 from tests.processes.harness import wait_for
 
@@ -350,3 +351,17 @@ def test_json_is_one_document(write: Write, doctor: Doctor, tmp_path: Path) -> N
 def test_memory_is_a_problem(doctor: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--dir", "memory://"]) == 1
     assert "each worker has a state of its own" in capsys.readouterr().out
+
+
+def test_a_finding_is_a_line_and_is_broken_for_a_terminal_only(write: Write, tmp_path: Path) -> None:
+    write({})
+    finding = Finding("advice", "thread", "one two " * 10, "three four", str(tmp_path / "shop.py"), 7)
+    assert cli_doctor.lines_of(finding, None) == [
+        f"advice   shop.py:7: thread: {'one two ' * 10}",
+        "         fix: three four",
+    ]
+    lines = cli_doctor.lines_of(finding, 50)
+    assert [line[:9] for line in lines] == ["advice   ", " " * 9, " " * 9, " " * 9]
+    assert max(map(len, lines)) <= 50
+    elsewhere = Finding("problem", "x", "y", None, "/srv/shop.py", 1)
+    assert cli_doctor.lines_of(elsewhere, None) == ["problem  /srv/shop.py:1: x: y"]
