@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, Final, TypedDict
 
-from ..client import Caller
+from ..caller import Caller
 from ..codec import decode, encode
 from ..errors import TooLarge
 from ..proxies.dicts import SharedDict
