@@ -73,7 +73,7 @@ def test_fragments_compile(source: str) -> None:
 
 
 def test_the_app_works(namespace: dict[str, Any]) -> None:
-    (source,) = [block.values[0] for block in blocks("python") if "@app.post" in block.values[0]]
+    (source,) = [block.values[0] for block in blocks("python") if "/add/<item>" in block.values[0]]
     run(source, namespace)
     client = namespace["app"].test_client()
     with client.session_transaction() as session:

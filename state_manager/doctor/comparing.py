@@ -70,7 +70,7 @@ def look(app: str) -> list[Finding]:
         first, second = two_reports(app, memory=True)
     if "error" in second:
         text = f"a second process cannot import the app while the first one lives: {second['error']}"
-        fix = "do that once and not in each worker: before gunicorn starts, or if `state.once(NAME, ttl=SECONDS)`"
+        fix = "do that in one worker: `state.leader(NAME).run(FUNCTION)`, or if `state.once(NAME, ttl=SECONDS)`"
         findings.append(Finding("problem", "import", text, fix, *(second["place"] or ())))
         return findings + [Finding(**finding) for finding in first["findings"]]
     findings += [Finding(**finding) for finding in first["findings"] if finding in second["findings"]]

@@ -130,7 +130,6 @@ def schedulers(starts: Mapping[Any, Place | None], project: Project) -> Iterator
                 "problem",
                 "APScheduler",
                 f"a {type(scheduler).__name__} is started while the app is imported: each worker runs every job",
-                "let each job begin with `if not state.once(NAME, ttl=0.9 * INTERVAL): return`, or start the scheduler "
-                "in a process of its own",
+                '`state.leader("scheduler").run(scheduler.start)` instead of `scheduler.start()`',
                 *(starts.get(getattr(scheduler, "_thread", None)) or project.find(r"Scheduler\(") or ()),
             )

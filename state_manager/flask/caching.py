@@ -238,6 +238,21 @@ class StateCache(BaseCache):
         """Subtract from an integer; otherwise like ``inc``."""
         return self.inc(key, -delta)
 
+    # -- more than that --------------------------------------------------------------------------------------------
+
+    def get_or_compute(self, key: str, function: Callable[[], Any], timeout: int | timedelta | None = None) -> Any:
+        """Return the value that is there, else what ``function()`` returns, which is stored.
+
+        Of all who want it at once one computes, in whichever worker, and the others wait: see
+        ``SharedDict.get_or_compute`` for what it raises. (memoize and cached of Flask-Caching let each compute.)
+        """
+        ttl = self._ttl(timeout)
+        if _is_over(ttl):
+            return function()
+        stored_key = _key(key)
+        compute = self._shared().get_or_compute
+        return self._load(stored_key, self._write(compute, stored_key, lambda: self._dump(function()), ttl))
+
 
 def _finder(address: str | os.PathLike[str] | StateManager | None) -> Callable[[], StateManager]:
     """Return what finds the manager at each use."""

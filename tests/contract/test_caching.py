@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Any
 
@@ -181,3 +183,25 @@ def test_no_client_reads_what_is_no_longer_so(reach: Callable[[], StateManager])
         for number in range(100):
             writer.set("a", [number])
             assert reader.get("a") == [number]
+
+
+def test_of_all_who_miss_one_computes(manager: StateManager) -> None:
+    cache = StateCache(manager, default_timeout=100, serializer="pickle")
+    calls: list[int] = []
+    go_on = threading.Event()
+
+    def compute() -> Model:
+        calls.append(1)
+        assert go_on.wait(20)
+        return Model(7)
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(cache.get_or_compute, "a", compute) for _ in range(4)]
+        go_on.set()
+        assert [future.result(20).number for future in futures] == [7] * 4
+    assert calls == [1]
+    assert 90 < (manager.dict("cache").ttl("a") or 0) <= 100
+    assert cache.get_or_compute("b", lambda: "not stored", timeout=-1) == "not stored"
+    assert not cache.has("b")
+    with pytest.raises(NotStorable, match="serializer"):
+        StateCache(manager, "plain").get_or_compute("a", lambda: Model(1))
