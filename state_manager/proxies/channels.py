@@ -31,7 +31,7 @@ class ChannelState(NamedTuple):
     waiting: int
 
 
-class Subscription:
+class Subscription(Iterator[Message]):
     """Reads a channel from one message on, at its own pace: ``for message in subscription``, or ``get``.
 
     What it has not read is kept by the channel's ``history`` and by nobody else, so one that is slow costs nothing. It
@@ -85,11 +85,15 @@ class Subscription:
         return Message(id_, decode(stored), missed)
 
     def __iter__(self) -> Iterator[Message]:
-        """Yield messages as they come, until it is closed."""
+        return self
+
+    def __next__(self) -> Message:
+        """Return the next message, however long it takes; stop once it is closed."""
         while not self._closed:
             message = self.get()
             if message is not None:
-                yield message
+                return message
+        raise StopIteration
 
     def close(self) -> None:
         """Read no more. Who waits in another thread meanwhile notices when his waiting ends."""

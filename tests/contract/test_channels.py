@@ -35,7 +35,10 @@ def test_from_now_on(channel: Channel) -> None:
         assert subscription.after == first
         assert subscription.get() == Message(second, (1, 2), 0)
         assert subscription.get(timeout=0) is None
+        third = channel.publish("third")
+        assert next(subscription) == Message(third, "third")
     assert subscription.get() is None
+    assert next(subscription, "closed") == "closed"
     assert subscription.closed
     assert list(subscription) == []
 
