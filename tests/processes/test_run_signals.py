@@ -104,7 +104,7 @@ def test_ctrl_c_in_a_terminal_reaches_gunicorn_before_the_manager(home: Path) ->
     take_terminal = (
         "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
     )
-    # One worker, whose answer shows that it is up: gunicorn waits half a minute for one that TERM meets while it is born.
+    # One worker, which is up when it answers: gunicorn waits half a minute for one that TERM meets while it is born.
     arguments = [*RUN, slow_app(home), "--bind", f"127.0.0.1:{port}", "--workers", "1"]
     with open(home / "log", "wb") as log:
         child = subprocess.Popen(
