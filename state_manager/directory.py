@@ -70,8 +70,10 @@ def no_manager(path: Path) -> Unavailable:
 
 
 def _nobody(path: Path) -> str:
-    command = f"state-manager serve --dir {quoted(path)}"
-    return f"no manager runs in {path}; start one with `{command}` (or `python run.py`)"
+    return (
+        f"no manager runs in {path}: start the app with `state-manager run` or `gunicorn -c "
+        f"python:state_manager.gunicorn`, or a manager alone with `state-manager serve --dir {quoted(path)}`"
+    )
 
 
 class StateDirectory:

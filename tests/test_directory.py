@@ -54,7 +54,8 @@ def test_a_missing_directory_is_unavailable_and_not_found(path: Path) -> None:
         StateDirectory.open(path, create=False)
     assert isinstance(caught.value, Unavailable)
     assert str(caught.value) == (
-        f"no manager runs in {path}; start one with `state-manager serve --dir {path}` (or `python run.py`)"
+        f"no manager runs in {path}: start the app with `state-manager run` or `gunicorn -c "
+        f"python:state_manager.gunicorn`, or a manager alone with `state-manager serve --dir {path}`"
     )
     assert not path.exists()
 

@@ -115,7 +115,7 @@ def test_a_client_that_finds_nobody_is_told_what_to_type(state: StateDirectory, 
         shutil.rmtree(state.path)
     with pytest.raises(Unavailable) as caught:
         state.connect(1.0)
-    assert str(caught.value).startswith(f"no manager runs in {state.path}; start one with `state-manager serve --dir ")
+    assert str(caught.value).startswith(f"no manager runs in {state.path}: start the app with ")
 
 
 def full(state: StateDirectory) -> tuple[socket.socket, list[socket.socket]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +39,7 @@ def client(app: Flask) -> FlaskClient:
 def events(response: Any, number: int) -> Iterator[str]:
     """Yield the first events of a stream, without the one that begins it."""
     chunks = response.iter_encoded()
-    assert next(chunks) == b"retry: 1000\n\n"
+    assert re.fullmatch(rb"retry: 1000\nid: \d+\n\n", next(chunks))
     for _ in range(number):
         yield next(chunks).decode()
     response.close()
@@ -111,7 +112,38 @@ def test_a_stream_ends_where_it_cannot_go_on(
         raise error
 
     monkeypatch.setattr(Subscription, "get", get)
-    assert client.get("/stream").data == b"retry: 1000\n\n"
+    assert client.get("/stream").data == b"retry: 1000\nid: 0\n\n"
+
+
+def test_a_browser_that_has_had_no_message_yet_can_say_so(app: Flask, client: FlaskClient) -> None:
+    news = app.extensions["news"]
+    last = news.publish("before")
+    with client.get("/stream") as response:
+        begin = next(response.iter_encoded()).decode()
+    assert f"id: {last}\n" in begin
+    missed = news.publish("while it was away")
+    for again in (
+        client.get("/stream", headers={"Last-Event-ID": str(last)}),
+        client.get(f"/stream?after={last}"),
+    ):
+        assert list(events(again, 1)) == [f'id: {missed}\ndata: "while it was away"\n\n']
+
+
+def test_without_a_manager_a_stream_is_empty_and_no_error_which_would_be_its_last(
+    app: Flask, client: FlaskClient, tmp_path: Any
+) -> None:
+    app.config |= {"STATE_MANAGER_ADDRESS": str(tmp_path / "nobody"), "STATE_MANAGER_TIMEOUT": 0.1}
+    answer = client.get("/stream")
+    assert (answer.status_code, answer.data) == (200, b"retry: 1000\n\n")
+    assert answer.content_type == "text/event-stream; charset=utf-8"
+
+
+def test_a_worker_without_threads_is_warned_about_once(
+    app: Flask, client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for multithread in (True, False, False):
+        client.get("/stream", environ_overrides={"wsgi.multithread": multithread}).close()
+    assert caplog.text.count("holds this whole worker") == 1
 
 
 def test_a_browser_that_leaves_closes_the_subscription(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:

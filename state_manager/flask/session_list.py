@@ -6,10 +6,13 @@ does not bring it back. Looking for one user reads every session there is: with 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .session_records import SessionRecords
+
+logger = logging.getLogger("state_manager")
 
 
 class SessionInfo(NamedTuple):
@@ -53,7 +56,14 @@ class Sessions:
         """Return the sessions of a user. Raises TypeError for None, which is nobody."""
         if user is None:
             raise TypeError("None is no user: a session without one is nobody's")
-        return [found for found in self if found.user is not None and str(found.user) == str(user)]
+        found = list(self)
+        if found and all(one.user is None for one in found):
+            logger.warning(
+                "none of %d sessions says whose it is, under %r: is it another key, session_user_key=...?",
+                len(found),
+                self._user_key(),
+            )
+        return [one for one in found if one.user is not None and str(one.user) == str(user)]
 
     def revoke(self, sid: str) -> bool:
         """End one session; return whether it was there."""

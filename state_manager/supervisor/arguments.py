@@ -42,14 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser, *, directory: bool = True) ->
     add("module", nargs="?", metavar="MODULE:NAME", help="the app; MODULE:factory() is called")
     add("--app", metavar="MODULE:NAME", help="the app, as an option")
     add(
+        "-b",
         "--bind",
         metavar="HOST:PORT",
         action="append",
         help="where to listen, or unix:PATH; may be given several times (default: 127.0.0.1:8000)",
     )
-    add("--workers", metavar="N", type=_positive, help="worker processes (default: cores x 2 + 1)")
+    add("-w", "--workers", metavar="N", type=_positive, help="worker processes (default: cores x 2 + 1)")
     add("--threads", metavar="N", type=_positive, help="threads of one gthread worker (default: 8)")
-    add("--worker-class", metavar="CLASS", help="gthread, sync, gevent or another of gunicorn's (default: gthread)")
+    add(
+        "-k",
+        "--worker-class",
+        metavar="CLASS",
+        help="gthread, sync, gevent or another of gunicorn's (default: gthread)",
+    )
     if directory:
         add(
             "--dir",
