@@ -94,25 +94,25 @@ def check_int(number: object, what: str) -> int:
     return number
 
 
-def seconds(ttl: object) -> float:
-    """Return a ttl (seconds or a timedelta) in seconds. Raises ValueError unless it is finite and above zero."""
-    if isinstance(ttl, timedelta):
-        ttl = ttl.total_seconds()
-    if type(ttl) is not float and type(ttl) is not int:
-        raise TypeError(f"a ttl is a number of seconds or a timedelta, not {shown(ttl)}")
-    if not (math.isfinite(ttl) and ttl > 0):
-        raise ValueError(f"a ttl is finite and above zero, not {ttl!r}; leave it out for no deadline")
-    return float(ttl)
+def seconds(value: object, what: str = "a ttl") -> float:
+    """Return a span of time (seconds or a timedelta) in seconds. Raises ValueError unless it is finite and above 0."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if type(value) is not float and type(value) is not int:
+        raise TypeError(f"{what} is a number of seconds or a timedelta, not {shown(value)}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{what} is finite and above zero, not {value!r}; leave it out for none")
+    return float(value)
 
 
-def timeout(value: object) -> float:
+def timeout(value: object, what: str = "a timeout") -> float:
     """Return how many seconds to wait for something. Raises ValueError unless it is finite and not below zero."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if type(value) is not float and type(value) is not int:
-        raise TypeError(f"a timeout is a number of seconds, not {shown(value)}")
+        raise TypeError(f"{what} is a number of seconds, not {shown(value)}")
     if not 0 <= value < 1e9:
-        raise ValueError(f"a timeout is finite and not below zero, not {value!r}")
+        raise ValueError(f"{what} is finite and not below zero, not {value!r}")
     return float(value)
 
 

@@ -35,9 +35,9 @@ SERVER = [
     "watch",
 ]
 SERVER += ["stock", "journal", "durability", "offline", "server", "manager"]
-CLIENT = ["frozen", "nearcache", "sidecar", "lanes", "caller", "client", "serving", "backups", "proxies", "api"]
-CLIENT += ["__init__", "flask", "doctor", "stopping", "supervisor", "gunicorn", "cli_output", "exports"]
-CLIENT += ["cli_commands", "cli_lists", "cli_files", "cli_doctor", "cli", "__main__"]
+CLIENT = ["frozen", "nearcache", "sidecar", "lanes", "caller", "client", "serving", "patience", "backups"]
+CLIENT += ["proxies", "api", "__init__", "flask", "doctor", "stopping", "supervisor", "gunicorn", "cli_output"]
+CLIENT += ["exports", "cli_commands", "cli_lists", "cli_files", "cli_doctor", "cli", "__main__"]
 
 LAZILY = {("api", "memory"), ("cli_commands", "manager"), ("cli_files", "offline")}
 """Imports of the other half, each inside the one function that needs it."""

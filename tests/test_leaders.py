@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from state_manager import Leader, StateManager, connect, serving, sidecar
+from state_manager import Leader, StateManager, connect, patience, serving, sidecar
 from state_manager.commands.leaders import DUE
-from state_manager.proxies import leaders
 from tests.test_parking import NOW, Room
 
 SECONDS = 20.0
@@ -99,7 +98,7 @@ def test_who_resigns_leaves_it_to_others_and_may_stand_again(leader: Leader, man
 def test_a_function_that_fails_is_called_again(
     leader: Leader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(leaders, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(patience, "PAUSES", (0.01, 0.02))
     calls: list[int] = []
     done = threading.Event()
 
@@ -184,8 +183,10 @@ def test_what_is_refused(manager: StateManager) -> None:
         with pytest.raises(ValueError, match="no name"):
             manager.leader(bad)
     for period in (0, -1, float("inf")):
-        with pytest.raises(ValueError, match="above zero"):
+        with pytest.raises(ValueError, match="a period is finite and above zero"):
             manager.leader("l").every(period)
+    with pytest.raises(TypeError, match=r"write @leader\.every\(60\)"):
+        manager.leader("l").every(lambda: None)  # type: ignore[arg-type]
 
 
 # -- other processes ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from state_manager.checks import QUEUE, TAKEN
-from state_manager.commands import queues
 from state_manager.errors import StoreFull
 from state_manager.service import Service
 from state_manager.store import Store
@@ -16,8 +15,16 @@ from tests.test_parking import NOW, Room
 
 
 class QueueRoom(Room):
-    def put(self, who: int, value: Any, delay: float = 0.0, maxsize: int = 0, wait: float = 20.0) -> Any:
-        return self.ask(who, "queue", "put", "q", value, delay, maxsize, wait)
+    def put(
+        self,
+        who: int,
+        value: Any,
+        delay: float = 0.0,
+        maxsize: int = 0,
+        wait: float = 20.0,
+        most: int | None = None,
+    ) -> Any:
+        return self.ask(who, "queue", "put", "q", value, delay, maxsize, most, wait)
 
     def get(self, who: int, wait: float = 20.0, lease: float | None = None, most: int | None = None) -> Any:
         return self.ask(who, "queue", "get", "q", lease, most, wait)
@@ -77,14 +84,60 @@ def test_with_its_last_delivery_it_goes_to_the_undeliverable(room: QueueRoom) ->
     assert room.answers[other] == []
 
 
+def test_who_puts_an_item_bounds_its_deliveries_and_who_takes_it_may_do_so_otherwise(room: QueueRoom) -> None:
+    producer, first, second = room.lane(), room.lane(), room.lane()
+    room.put(producer, "a", most=1)
+    room.get(first)
+    room.end(first)
+    assert room.values(QUEUE + "q:dead") == ["a"]
+    room.put(producer, "b", most=1)
+    room.get(second, most=2)
+    room.end(second)
+    assert room.values() == ["b"]
+
+
+def test_the_undeliverable_are_tried_again_in_their_order(room: QueueRoom) -> None:
+    who, dead = room.lane(), room.lane()
+    for value in range(5):
+        room.put(who, value, most=1)
+    for _ in range(5):
+        room.get(dead)
+    room.end(dead)
+    assert room.get(who) is None
+    assert room.ask(room.lane(), "queue", "retry", "q") == 5
+    assert room.ask(room.lane(), "queue", "retry", "q") == 0
+    [[_, value, deliveries]] = room.answers[who]
+    assert (value, deliveries) == (0, 1)
+    assert room.values() == [1, 2, 3, 4]
+    assert room.values(QUEUE + "q:dead") == []
+
+
+def test_who_waits_waits_for_the_end_of_a_lease_too(room: QueueRoom) -> None:
+    producer, late, other = room.lane(), room.lane(), room.lane()
+    room.put(producer, "a")
+    room.get(late, lease=5.0)
+    room.get(other)
+    assert room.service.next_wake() == NOW + 5.0
+    room.at(5.0)
+    assert [value for _, value, _ in room.answers[other]] == ["a"]
+
+
+def test_an_item_may_be_had_at_the_very_moment_that_it_was_put(room: QueueRoom) -> None:
+    who = room.lane()
+    for step in range(300):
+        room.service.begin(NOW + step / 7)
+        room.put(who, step)
+        assert room.get(who, wait=0.0)[1] == step
+
+
 def test_an_item_whose_lease_ends_comes_back_by_the_sweep_and_by_a_look(room: QueueRoom) -> None:
     producer, late = room.lane(), room.lane()
     room.put(producer, "a")
     room.put(producer, "b")
-    number, _, delivery = room.get(late, lease=5.0)
+    receipt, _, _ = room.get(late, lease=5.0)
     room.get(late, lease=5.0)
     room.service.begin(NOW + 7.0)
-    assert room.ask(late, "queue", "ack", "q", number, delivery)[0] == "NotOwner"
+    assert room.ask(late, "queue", "ack", "q", receipt)[0] == "NotOwner"
     assert room.values() == ["a"]
     room.service.tidy()
     assert room.values() == ["a", "b"]
@@ -108,8 +161,8 @@ def test_who_gives_up_after_acknowledging_gives_back_nothing(room: QueueRoom) ->
     producer, gone = room.lane(), room.lane()
     second = room.lane(session=gone)
     room.put(producer, "a")
-    number, _, delivery = room.get(gone)
-    assert room.ask(second, "queue", "ack", "q", number, delivery) is None
+    receipt, _, _ = room.get(gone)
+    assert room.ask(second, "queue", "ack", "q", receipt) is None
     arguments = (gone, room.lanes[gone].number, "queue", "get", ["q", None, None, 20.0])
     assert room.ask(second, "manager", "abandon", *arguments) is False
     assert room.values() == []
@@ -128,7 +181,7 @@ def test_a_tick_that_is_undone(room: QueueRoom) -> None:
     """A put that wakes a getter, and cannot be logged: the getter is back in line, and nothing was taken."""
     producer, consumer = room.lane(), room.lane()
     room.get(consumer)
-    room.handle(producer, "queue", "put", "q", "a", 0.0, 0, 20.0)
+    room.handle(producer, "queue", "put", "q", "a", 0.0, 0, None, 20.0)
     room.fails()
     room.commit()
     assert (room.values(), room.values(TAKEN + "q"), room.answers[consumer]) == ([], [], [])
@@ -165,7 +218,7 @@ def test_a_newcomer_does_not_overtake_who_waits_for_room(room: QueueRoom) -> Non
     room.put(b, 2, maxsize=1)
     with room.service.holding():
         room.handle(consumer, "queue", "get", "q", None, None, 20.0)
-        assert room.handle(newcomer, "queue", "put", "q", 3, 0.0, 1, 20.0) is None
+        assert room.handle(newcomer, "queue", "put", "q", 3, 0.0, 1, None, 20.0) is None
     room.commit()
     assert room.values() == [2]
 
@@ -175,8 +228,8 @@ def test_numbers_grow_whatever_comes_back(room: QueueRoom) -> None:
     numbers = []
     for value in range(50):
         numbers.append(room.put(who, value))
-        number, _, delivery = room.get(who)
-        command = ("nack", "q", number, delivery, 0.0) if value % 3 else ("ack", "q", number, delivery)
+        receipt, _, _ = room.get(who)
+        command = ("nack", "q", receipt, 0.0) if value % 3 else ("ack", "q", receipt)
         room.ask(who, "queue", *command)
     assert numbers == sorted(set(numbers))
 
@@ -185,10 +238,12 @@ def test_a_delayed_item_is_looked_at_when_it_is_due_and_not_before(room: QueueRo
     producer, consumer = room.lane(), room.lane()
     room.put(producer, "late", delay=5.0)
     room.get(consumer)
-    assert room.service.next_wake() == NOW + 5.0
+    assert room.service.next_wake() == pytest.approx(NOW + 5.0, abs=1e-5)
     room.put(producer, "sooner", delay=2.0)
-    assert room.service.next_wake() == NOW + 2.0
-    room.at(2.0)
+    assert room.service.next_wake() == pytest.approx(NOW + 2.0, abs=1e-5)
+    room.at(1.99999)
+    assert room.answers[consumer] == []
+    room.at(2.00001)
     assert [value for _, value, _ in room.answers[consumer]] == ["sooner"]
 
 
@@ -213,29 +268,32 @@ def test_memory_is_a_bound_for_items_too_and_giving_back_needs_no_room() -> None
     service.begin(NOW)
     lane, _ = service.attach(b"s" * 16, 0, 42, 7)
     call = service.call_unattached
-    fill(r"no room in ':queue:q'", lambda: call("queue", "put", ["q", "x" * 100, 0.0, 0, 0.0], lane))
-    number, _, delivery = call("queue", "get", ["q", None, None, 0.0], lane)
-    call("queue", "nack", ["q", number, delivery, 0.0], lane)
-    number, _, delivery = call("queue", "get", ["q", None, None, 0.0], lane)
-    call("queue", "ack", ["q", number, delivery], lane)
+    fill(r"no room in ':queue:q'", lambda: call("queue", "put", ["q", "x" * 100, 0.0, 0, None, 0.0], lane))
+    receipt, _, _ = call("queue", "get", ["q", None, None, 0.0], lane)
+    call("queue", "nack", ["q", receipt, 0.0], lane)
+    receipt, _, _ = call("queue", "get", ["q", None, None, 0.0], lane)
+    call("queue", "ack", ["q", receipt], lane)
     fill(r"no room in ':channel:c'", lambda: call("channel", "publish", ["c", "x" * 100, 1000], lane))
 
 
 @pytest.mark.parametrize(
     ("command", "args"),
     [
-        ("put", ["", 1, 0.0, 0, 0.0]),
-        ("put", ["q", [1], 0.0, 0, 0.0]),
-        ("put", ["q", 1, -1.0, 0, 0.0]),
-        ("put", ["q", 1, queues.DELAY_LIMIT * 2, 0, 0.0]),
-        ("put", ["q", 1, 0.0, "1", 0.0]),
-        ("put", ["q", 1, 0.0, 0, None]),
+        ("put", ["", 1, 0.0, 0, None, 0.0]),
+        ("put", ["q", [1], 0.0, 0, None, 0.0]),
+        ("put", ["q", 1, -1.0, 0, None, 0.0]),
+        ("put", ["q", 1, 1e10, 0, None, 0.0]),
+        ("put", ["q", 1, 0.0, "1", None, 0.0]),
+        ("put", ["q", 1, 0.0, 0, 0, 0.0]),
+        ("put", ["q", 1, 0.0, 0, "1", 0.0]),
+        ("put", ["q", 1, 0.0, 0, None, None]),
         ("get", ["q", 0, None, 0.0]),
         ("get", ["q", None, 0, 0.0]),
         ("get", ["q", None, True, 0.0]),
         ("get", [":q", None, None, 0.0]),
-        ("ack", ["q", "1", 1]),
-        ("nack", ["q", 1, 1, -1.0]),
+        ("ack", ["q", None]),
+        ("nack", ["q", b"1", -1.0]),
+        ("retry", [":q"]),
         ("peek", [7]),
         ("size", [":q"]),
         ("clear", [""]),
@@ -252,5 +310,5 @@ def test_who_has_no_lane_takes_nothing(room: QueueRoom) -> None:
     with pytest.raises(TypeError, match="lanes"):
         room.service.call_unattached("queue", "get", ["q", None, None, 0.0])
     with pytest.raises(RuntimeError, match="not this process's"):
-        room.service.call_unattached("queue", "ack", ["q", 1, 1])
+        room.service.call_unattached("queue", "ack", ["q", b"1"])
     assert room.values() == ["a"]

@@ -106,7 +106,7 @@ def _begin(view: View, now: float, space: str, key: Key, lease: float) -> Done:
     session = owner_of(view, "what is being computed")
     token = view.version(FLIGHT + space, key) + 1
     held = [token, view.version(space, key), session.pid, now]
-    return token, ((FLIGHT + space, key, Entry(held, now + seconds(lease), session.number)),)
+    return token, ((FLIGHT + space, key, Entry(held, now + seconds(lease, "a lease"), session.number)),)
 
 
 def _mine(view: View, space: str, key: Key, token: int) -> Any:

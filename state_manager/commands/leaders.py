@@ -28,7 +28,7 @@ def turn(view: View, now: float, name: str, token: int, job: str, period: float)
         raise TypeError("a job's name is a str")
     key = f"{name}\0{job}"
     check_key(key)
-    period = seconds(period)
+    period = seconds(period, "a period")
     found = view.get(DUE, key)
     due = now if found is ABSENT else min(found.value, now + period)  # the period may be shorter than it was
     if due > now:

@@ -136,7 +136,7 @@ def _session(view: View, name: str, thread: int) -> Session:
 
 
 def _ends(lease: float | None, now: float) -> float:
-    return NEVER if lease is None else now + seconds(lease)
+    return NEVER if lease is None else now + seconds(lease, "a lease")
 
 
 def held_by(view: View, space: str, key: Key, token: object) -> Any:

@@ -15,9 +15,11 @@ from ..store import ABSENT, Change
 from .base import Done, View, entry, row, with_value
 from .flights import all_out_of_date, deleted
 from .many import MANY
+from .queues import item
 
-DELETE, SET, KEEP, CLEAR = range(4)
-"""What a write is: a deletion, a value with a ttl or for ever, a value that keeps the deadline, an emptying."""
+DELETE, SET, KEEP, CLEAR, PUT = range(5)
+"""What a write is: a deletion, a value with a ttl or for ever, a value that keeps the deadline, an emptying; an item
+that is put into a queue, ``[name, max_deliveries, PUT, value, delay]``."""
 
 
 def commit(view: View, now: float, reads: list[Any], writes: list[Any]) -> Done:
@@ -40,8 +42,14 @@ def commit(view: View, now: float, reads: list[Any], writes: list[Any]) -> Done:
             what = f"the dict {space!r}" if key is None else f"{space}[{key!r}]"
             raise Conflict(f"{what} has changed since this transaction read it, so nothing was applied: run it again")
     changes: list[Change] = []
-    for write in writes:
-        changes += _changes(view, now, *write)
+    put: dict[str, int] = {}
+    for space, key, what, value, ttl in writes:
+        if what == PUT:
+            check_name(space)
+            changes.append(item(view, now, space, value, ttl, key, put.get(space, 0)))
+            put[space] = put.get(space, 0) + 1
+        else:
+            changes += _changes(view, now, space, key, what, value, ttl)
     return None, changes
 
 
@@ -67,7 +75,7 @@ def _changes(view: View, now: float, space: str, key: Key | None, what: int, val
         return ((space, key, with_value(view.get(space, key), value)),)
     if what == SET:
         return ((space, key, entry(value, ttl, now)),)
-    raise ValueError(f"a write is one of {DELETE} to {CLEAR}, not {what!r}")
+    raise ValueError(f"a write is one of {DELETE} to {PUT}, not {what!r}")
 
 
 def _check_space(space: object) -> None:

@@ -10,6 +10,8 @@ from ..caller import Caller
 from ..checks import check_int, check_name
 from ..checks import timeout as check_timeout
 from ..codec import decode, encode
+from ..errors import TimedOut, Unavailable
+from ..patience import Patience
 
 TIMEOUT: Final = 20.0
 HISTORY: Final = 1000
@@ -88,9 +90,20 @@ class Subscription(Iterator[Message]):
         return self
 
     def __next__(self) -> Message:
-        """Return the next message, however long it takes; stop once it is closed."""
+        """Return the next message, however long it takes, over restarts of the manager too.
+
+        It ends once it is closed, or when the process is being stopped as gunicorn stops its workers.
+        """
+        patience = Patience(f"read the channel {self._channel.name!r}")
         while not self._closed:
-            message = self.get()
+            try:
+                message = self.get()
+            except TimedOut:
+                break
+            except Unavailable as error:
+                patience.rest(error)
+                continue
+            patience.reset()
             if message is not None:
                 return message
         raise StopIteration

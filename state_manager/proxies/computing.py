@@ -29,7 +29,7 @@ class Computing:
         self._caller = caller
         self._near = near
         self._flights = Near(caller, FLIGHT + near.name)
-        self._lease = seconds(lease)
+        self._lease = seconds(lease, "a lease")
 
     def get(self, key: Key, function: Function, ttl: float | None, timeout: float, early: float | None) -> Any:
         """Return the value that is there, else the one that ``function`` returns here or where it is running."""

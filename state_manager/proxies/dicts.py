@@ -225,7 +225,7 @@ class SharedDict(MutableMapping[Key, Any]):
         if value is not MISSING and early is None:
             return value
         computing = Computing(self._caller, self._near, lease)
-        return computing.get(key, function, _ttl(ttl), timeout, _ttl(early))
+        return computing.get(key, function, _ttl(ttl), timeout, None if early is None else seconds(early, "early"))
 
     # -- deadlines -------------------------------------------------------------------------------------------------
 

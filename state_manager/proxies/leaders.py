@@ -22,6 +22,7 @@ from ..caller import Caller
 from ..checks import LEADERS, check_name, seconds
 from ..client import is_stopping
 from ..errors import NotOwner, StateError, TimedOut, Unavailable
+from ..patience import Patience
 from .locks import Owner
 from .near import Near
 
@@ -29,9 +30,6 @@ logger = logging.getLogger("state_manager")
 
 WAIT: Final = 20.0
 """Seconds of one request for the leadership, of which one follows the other."""
-PAUSES: Final = (1.0, 60.0)
-"""Seconds until a function that failed is called again, or the manager is asked again: the first time, and at most."""
-
 Function = TypeVar("Function", bound=Callable[[], object])
 
 
@@ -93,18 +91,16 @@ class Candidacy:
 
     def _run(self, resigned: threading.Event) -> None:
         """Stand for election, lead, and so on, until this process resigns or ends."""
-        pause, longest = PAUSES
+        patience = Patience(f"stand for leader {self.name!r}")
         while not resigned.is_set() and not is_stopping():
             try:
                 token = self.caller.wait("leader", "acquire", (self.name, threading.get_ident(), None, 0), WAIT)
-                pause = PAUSES[0]
             except TimedOut:
                 return  # the process is being stopped
             except StateError as error:
-                logger.warning("cannot stand for leader %r: %s; again in %g s", self.name, error, pause)
-                resigned.wait(pause)
-                pause = min(2 * pause, longest)
+                patience.rest(error, resigned)
                 continue
+            patience.reset()
             if token is not None:
                 self._lead(token, resigned)
 
@@ -127,16 +123,15 @@ class Candidacy:
         self._release(token)
 
     def _release(self, token: int) -> None:
-        pause, longest = PAUSES
+        patience = Patience(f"resign as leader {self.name!r}")
         while True:
             try:
                 self.caller.call("leader", "release", (self.name, token), True)
                 return
             except NotOwner:
                 return
-            except StateError:
-                time.sleep(pause)
-                pause = min(2 * pause, longest)
+            except StateError as error:
+                patience.rest(error)
 
     def _start(self, term: Term, job: Job, periodic: bool) -> None:
         thread = _thread(f"{self.name} of leader", partial(job, term))
@@ -222,7 +217,9 @@ class Leader:
         It never overlaps itself, and the next due time is kept by the manager: another leader waits for it. One that
         takes longer than the period leaves out the turns that it has missed; what it raises is logged.
         """
-        period = seconds(period)
+        if callable(period):
+            raise TypeError("write @leader.every(60), with the seconds between two calls, above the function")
+        period = seconds(period, "a period")
 
         def decorate(function: Function) -> Function:
             job = f"{function.__module__}.{function.__qualname__}"
@@ -243,15 +240,14 @@ class Leader:
 
 def _call(name: str, function: Callable[[], object], term: Term) -> None:
     """Call a function until it returns."""
-    pause, longest = PAUSES
+    patience = Patience(f"run {function!r} of leader {name!r}")
     while not term.over.is_set():
         try:
             function()
             return
-        except Exception:
-            logger.exception("%r of the leader %r failed; it is called again in %g s", function, name, pause)
-        term.over.wait(pause)
-        pause = min(2 * pause, longest)
+        except Exception as error:
+            logger.exception("%r of leader %r failed", function, name)
+            patience.rest(error, term.over)
 
 
 class Turns:
@@ -266,6 +262,7 @@ class Turns:
     def run(self, term: Term) -> None:
         """Call the function whenever it is due, until the term is over."""
         name = self._candidacy.name
+        patience = Patience(f"see whether {self._job} is due")
         while not term.over.is_set():
             try:
                 args = (name, term.token, self._job, self._period)
@@ -274,9 +271,9 @@ class Turns:
                 self._candidacy.lost(term)
                 return
             except StateError as error:
-                logger.warning("cannot see whether %s is due: %s", self._job, error)
-                term.over.wait(PAUSES[0])
+                patience.rest(error, term.over)
                 continue
+            patience.reset()
             began = time.monotonic()
             if is_due:
                 try:

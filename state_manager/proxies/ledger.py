@@ -14,7 +14,7 @@ from ..checks import Key
 from ..codec import Stored
 from ..errors import Conflict
 
-DELETE, SET, KEEP, CLEAR = range(4)
+DELETE, SET, KEEP, CLEAR, PUT = range(5)
 """What a write is, as the manager's ``commands.transactions`` has it."""
 
 
@@ -47,6 +47,7 @@ class Ledger:
         self.over = False
         self._reads: dict[tuple[str, Key | None], int] = {}
         self._writes: dict[str, Writes] = {}
+        self._items: list[tuple[str, int | None, int, Stored, float]] = []
 
     def __repr__(self) -> str:
         written = sum(len(writes.entries) for writes in self._writes.values())
@@ -68,10 +69,15 @@ class Ledger:
             what = f"the dict {space!r}" if key is None else f"{space}[{key!r}]"
             raise Conflict(f"{what} has changed since this transaction read it, so nothing was applied: run it again")
 
+    def put(self, queue: str, value: Stored, delay: float, most: int | None) -> None:
+        """Note an item for a queue."""
+        self.check()
+        self._items.append((queue, most, PUT, value, delay))
+
     def commit(self) -> None:
         """Send it to the manager. Raises Conflict if something that was read has changed."""
         reads = [[space, key, version] for (space, key), version in self._reads.items()]
-        writes: list[list[Any]] = []
+        writes: list[Any] = [*self._items]
         for space, written in self._writes.items():
             if written.cleared:
                 writes.append([space, None, CLEAR, None, None])

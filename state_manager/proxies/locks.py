@@ -65,7 +65,7 @@ class Held:
         check_name(name)
         self._caller = caller
         self._name = name
-        self._lease = None if lease is None else seconds(lease)
+        self._lease = None if lease is None else seconds(lease, "a lease")
         self._timeout = check_timeout(timeout)
 
     def __repr__(self) -> str:

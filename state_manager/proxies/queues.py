@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Self
 
@@ -10,7 +11,8 @@ from ..caller import Caller
 from ..checks import DEAD, check_int, check_name, seconds
 from ..checks import timeout as check_timeout
 from ..codec import decode, encode
-from ..errors import NotOwner, TimedOut
+from ..errors import NotOwner, TimedOut, Unavailable
+from ..patience import Patience
 
 TIMEOUT: Final = 20.0
 
@@ -31,15 +33,15 @@ class Item:
     often it was taken, this time included.
     """
 
-    def __init__(self, queue: Queue, number: int, value: Any, deliveries: int) -> None:
+    def __init__(self, queue: Queue, receipt: bytes, value: Any, deliveries: int) -> None:
         self.value = value
         self.deliveries = deliveries
         self._queue = queue
-        self._number = number
+        self._receipt = receipt
         self._settled = False
 
     def __repr__(self) -> str:
-        return f"<Item {self._number:x} of {self._queue.name!r}, delivery {self.deliveries}>"
+        return f"<Item of {self._queue.name!r}, delivery {self.deliveries}>"
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +56,7 @@ class Item:
             self.nack()
 
     def ack(self) -> None:
-        """Say that it is done: it goes. Raises NotOwner if it is not this process's, or no longer."""
+        """Say that it is done: it goes. Raises NotOwner if this delivery is over: settled, or its lease has ended."""
         self._settle("ack")
 
     def nack(self, delay: float | timedelta = 0) -> None:
@@ -62,10 +64,10 @@ class Item:
 
         One that was taken ``max_deliveries`` times goes to the queue of undeliverable items instead.
         """
-        self._settle("nack", check_timeout(delay))
+        self._settle("nack", check_timeout(delay, "a delay"))
 
     def _settle(self, command: str, *args: Any) -> None:
-        self._queue._caller.call("queue", command, (self._queue.name, self._number, self.deliveries, *args), True)
+        self._queue._caller.call("queue", command, (self._queue.name, self._receipt, *args), True)
         self._settled = True
 
 
@@ -73,9 +75,10 @@ class Queue:
     """First in, first out, among all processes; items are taken, and go when they are acknowledged.
 
     An item whose taker's process ends without that comes back to where it was. ``maxsize``: how many items may wait, 0
-    for any number. ``max_deliveries``: how often one is taken before it goes to the queue ``name + ":dead"`` instead of
-    coming back, None for no bound. ``lease``: seconds after which an item comes back whose taker lives and hangs. Each
-    holds for what is put or taken through this object.
+    for any number, for those who put through this object. ``max_deliveries``: how often an item that is put, or taken,
+    through this object is delivered before it goes to the queue ``name + ":dead"``; None for no bound, or for what was
+    said when it was put. ``lease``: seconds after which an item comes back that was taken through this object, from a
+    taker that lives and hangs.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Queue:
         self._name = name
         self._maxsize = maxsize
         self._max_deliveries = max_deliveries
-        self._lease = None if lease is None else seconds(lease)
+        self._lease = None if lease is None else seconds(lease, "a lease")
 
     def __repr__(self) -> str:
         return f"<Queue {self._name!r} in {self._caller!r}>"
@@ -112,14 +115,14 @@ class Queue:
 
         Where ``maxsize`` items wait, wait for room for ``timeout`` seconds, then raise TimedOut.
         """
-        args = (self._name, encode(value), check_timeout(delay), self._maxsize)
+        args = (self._name, encode(value), check_timeout(delay, "a delay"), self._maxsize, self._max_deliveries)
         if self._maxsize:
             number = self._caller.wait("queue", "put", args, check_timeout(timeout))
         else:
             check_timeout(timeout)
             number = self._caller.call("queue", "put", (*args, 0.0), True)
         if number is None:
-            raise TimedOut(f"the queue {self._name!r} was full, with {self._maxsize} items, for {timeout:g} s")
+            raise TimedOut(f"the queue {self._name!r} was full, with {self._maxsize} items or more, for {timeout:g} s")
 
     def get(self, timeout: float = TIMEOUT) -> Item | None:
         """Take the next item; wait for one for ``timeout`` seconds, then return None.
@@ -130,8 +133,34 @@ class Queue:
         found = self._caller.wait("queue", "get", args, check_timeout(timeout))
         if found is None:
             return None
-        number, stored, deliveries = found
-        return Item(self, number, decode(stored), deliveries)
+        receipt, stored, deliveries = found
+        return Item(self, receipt, decode(stored), deliveries)
+
+    def consume(self) -> Iterator[Item]:
+        """Yield items as they come, for a worker: ``for item in queue.consume():`` and then ``with item:``.
+
+        It waits for as long as it takes, over restarts of the manager too, and ends when the process is being stopped
+        as gunicorn stops its workers.
+        """
+        patience = Patience(f"wait for items of the queue {self._name!r}")
+        while True:
+            try:
+                item = self.get()
+            except TimedOut:
+                return
+            except Unavailable as error:
+                patience.rest(error)
+                continue
+            patience.reset()
+            if item is not None:
+                yield item
+
+    def retry(self) -> int:
+        """Let the undeliverable items of ``name + ":dead"`` be delivered again, as if new; return how many."""
+        total = 0
+        while count := int(self._caller.call("queue", "retry", (self._name,), True)):
+            total += count
+        return total
 
     def peek(self, default: Any = None) -> Any:
         """Return a copy of the value that ``get`` would take now, ``default`` if there is none."""

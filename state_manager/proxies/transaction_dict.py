@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from ..checks import Key, check_int, check_key, seconds
 from ..codec import decode, encode
@@ -16,6 +16,9 @@ from ..frozen import freeze
 from .dicts import TTL, SharedDict
 from .ledger import DELETE, DELETED, KEEP, SET, Ledger, Written
 from .near import MISSING, Near
+
+TRIES: Final = 3
+"""How often the whole of a dict is read that others are writing to, before it is a conflict."""
 
 
 class TransactionDict(MutableMapping[Key, Any]):
@@ -69,16 +72,32 @@ class TransactionDict(MutableMapping[Key, Any]):
         writes = self._ledger.writes(self._name)
         found: dict[Key, Any] = {}
         if not writes.cleared:
-            caller = self._ledger.caller
-            self._ledger.note(self._name, None, caller.call("dict", "version", (self._name,), False))
-            whole = SharedDict(caller, self._name)
-            found = whole.copy() if values else dict.fromkeys(whole)
+            found = self._whole(values)
         for key, written in writes.entries.items():
             if written.what == DELETE:
                 found.pop(key, None)
             else:
                 found[key] = decode(written.stored)
         return found
+
+    def _whole(self, values: bool) -> dict[Key, Any]:
+        """Return what the manager holds, all of one moment.
+
+        Between two pages of it somebody may write; and to look at what had expired is a change of the dict too.
+        """
+        whole = SharedDict(self._ledger.caller, self._name)
+        version = self._version()
+        for _ in range(TRIES):
+            found = whole.copy() if values else dict.fromkeys(whole)
+            before, version = version, self._version()
+            if version == before:
+                break
+        self._ledger.note(self._name, None, before)
+        self._ledger.note(self._name, None, version)
+        return found
+
+    def _version(self) -> int:
+        return int(self._ledger.caller.call("dict", "version", (self._name,), False))
 
     # -- one key -----------------------------------------------------------------------------------------------------
 
@@ -171,7 +190,8 @@ class TransactionDict(MutableMapping[Key, Any]):
         if written is not None and written.what == SET:
             return written.ttl
         left: list[float | None] = self._ledger.caller.call("dict", "ttl", (self._name, key), False)
-        return left[0] if left else None  # it has just gone: then this transaction ends in a conflict
+        self._base(key)  # a conflict, if it is not what was found before
+        return left[0] if left else None
 
     def expire(self, key: Key, ttl: float | timedelta) -> bool:
         """Give a key a new deadline; return whether it was there."""

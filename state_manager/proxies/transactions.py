@@ -8,10 +8,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from typing import Final, Self, TypeVar
+from datetime import timedelta
+from typing import Any, Final, Self, TypeVar
 
 from ..caller import Caller
-from ..checks import COUNTERS, check_int, check_name
+from ..checks import COUNTERS, check_int, check_name, timeout
+from ..codec import encode
 from ..errors import Conflict
 from .ledger import SET, Ledger, Written
 from .near import Near
@@ -26,7 +28,7 @@ REST: Final = (0.001, 0.05)
 
 
 class Transaction:
-    """What ``with manager.transaction() as tx:`` gives: ``tx.dict(name)`` and ``tx.counter(name)``.
+    """What ``with manager.transaction() as tx:`` gives: ``tx.dict(name)``, ``tx.counter(name)``, ``tx.queue(name)``.
 
     The end of the block applies all writes at once. It raises Conflict, and applies none, if anything that was read has
     changed. An exception in the block discards them. It belongs to one thread.
@@ -56,6 +58,27 @@ class Transaction:
         """Return a counter as this transaction sees it. To add to it is to read it: others' additions conflict."""
         check_name(name)
         return TransactionCounter(self._ledger, name)
+
+    def queue(self, name: str, max_deliveries: int | None = None) -> TransactionQueue:
+        """Return a queue to put items into: they are there if all else is, and not otherwise."""
+        check_name(name)
+        return TransactionQueue(self._ledger, name, max_deliveries)
+
+
+class TransactionQueue:
+    """A queue inside a transaction: its items are put at the end, if there is no conflict."""
+
+    def __init__(self, ledger: Ledger, name: str, max_deliveries: int | None) -> None:
+        self._ledger = ledger
+        self._name = name
+        self._max_deliveries = max_deliveries
+
+    def __repr__(self) -> str:
+        return f"<TransactionQueue {self._name!r} in {self._ledger!r}>"
+
+    def put(self, value: Any, delay: float | timedelta = 0) -> None:
+        """Add an item, to be had ``delay`` seconds after the end of the transaction. It waits for no room."""
+        self._ledger.put(self._name, encode(value), timeout(delay, "a delay"), self._max_deliveries)
 
 
 class TransactionCounter:

@@ -10,7 +10,17 @@ from datetime import timedelta
 
 import pytest
 
-from state_manager import Item, NotOwner, NotStorable, Queue, StateManager, TimedOut
+from state_manager import (
+    Item,
+    NotOwner,
+    NotStorable,
+    OutcomeUnknown,
+    Queue,
+    StateManager,
+    TimedOut,
+    Unavailable,
+    patience,
+)
 
 
 @pytest.fixture
@@ -145,7 +155,7 @@ def test_a_full_queue_waits_for_room(manager: StateManager, name: str) -> None:
     queue.put(1)
     queue.put(2)
     began = time.monotonic()
-    with pytest.raises(TimedOut, match=r"full, with 2 items, for 0\.2 s"):
+    with pytest.raises(TimedOut, match=r"full, with 2 items or more, for 0\.2 s"):
         queue.put(3, timeout=0.2)
     assert 0.19 < time.monotonic() - began < 3
     with pytest.raises(TimedOut):
@@ -194,6 +204,41 @@ def test_undeliverable_items(manager: StateManager, name: str) -> None:
     queue.put("good")
     take(queue).ack()
     assert len(dead) == 0
+
+
+def test_a_bound_of_deliveries_holds_whoever_takes_it(manager: StateManager, name: str) -> None:
+    manager.queue(name, max_deliveries=1).put("poison")
+    queue = manager.queue(name)
+    take(queue).nack()
+    assert queue.get(timeout=0) is None
+    assert queue.retry() == 1
+    take(queue).ack()
+    assert queue.retry() == 0
+
+
+def test_a_worker_consumes_until_its_process_is_stopped(
+    manager: StateManager, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = manager.queue(name)
+    for value in range(3):
+        queue.put(value)
+    get = queue.get
+    errors = [Unavailable("down"), None, OutcomeUnknown("down"), None, None, TimedOut("being stopped")]
+
+    def failing(timeout: float = 20.0) -> Item | None:
+        error = errors.pop(0)
+        if error is not None:
+            raise error
+        return get(timeout)
+
+    monkeypatch.setattr(queue, "get", failing)
+    monkeypatch.setattr(patience, "PAUSES", (0.001, 0.002))
+    done = []
+    for item in queue.consume():
+        with item:
+            done.append(item.value)
+    assert done == [0, 1, 2]
+    assert errors == []
 
 
 def test_a_lease(manager: StateManager, name: str) -> None:
@@ -272,10 +317,10 @@ def test_what_is_refused(manager: StateManager, queue: Queue) -> None:
         manager.queue("q", max_deliveries=0)
     with pytest.raises(ValueError, match="over the limit"):
         manager.queue("q" * 1022, max_deliveries=1)
-    with pytest.raises(ValueError, match="above zero"):
+    with pytest.raises(ValueError, match="a lease is finite and above zero"):
         manager.queue("q", lease=0)
-    for delay in (-1, float("nan"), float("inf"), 1e10 + 1):
-        with pytest.raises(ValueError, match=r"below zero|at most"):
+    for delay in (-1, float("nan"), float("inf"), 1e10):
+        with pytest.raises(ValueError, match="a delay is finite and not below zero"):
             queue.put(1, delay=delay)
     with pytest.raises(ValueError, match="below zero"):
         queue.put(1, timeout=-1)

@@ -244,6 +244,35 @@ def test_counters(manager: StateManager, name: str) -> None:
     assert counter.value == 11
 
 
+def test_an_item_of_a_queue_is_there_if_all_else_is(manager: StateManager, a: SharedDict, name: str) -> None:
+    queue = manager.queue(name)
+    with manager.transaction() as tx:
+        tx.dict("a")["order"] = 1
+        for number in range(3):
+            tx.queue(name, max_deliveries=1).put({"order": number})
+        tx.queue(name).put("late", delay=60)
+        assert len(queue) == 0
+        assert name in repr(tx.queue(name))
+    assert [item and item.value for item in (queue.get(0), queue.get(0), queue.get(0), queue.get(0))] == [
+        {"order": 0},
+        {"order": 1},
+        {"order": 2},
+        None,
+    ]
+    assert len(queue) == 1
+    with pytest.raises(Conflict), manager.transaction() as tx:
+        tx.dict("a").increment("order")
+        tx.queue(name).put("not to be")
+        a["order"] = 7
+    assert len(queue) == 1
+    with pytest.raises(RuntimeError, match="over"):
+        tx.queue(name).put(1)
+    with pytest.raises(ValueError, match="a delay"):
+        manager.transaction().queue(name).put(1, delay=-1)
+    with pytest.raises(ValueError, match="max_deliveries"), manager.transaction() as tx:
+        tx.queue(name, max_deliveries=0).put(1)
+
+
 def test_many_transfer_and_nothing_is_lost(reach: Callable[[], StateManager]) -> None:
     with reach() as manager:
         manager.dict("a")["money"] = 1000
