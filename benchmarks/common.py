@@ -18,6 +18,8 @@ import state_manager
 from state_manager.versions import sweep
 
 VALUE = "x" * 100
+PATIENCE = 120.0
+"""Seconds to wait for what takes its time, such as a compaction."""
 
 Operations = dict[str, Callable[[], object]]
 
@@ -84,6 +86,14 @@ def scratch_directory(prefix: str, parent: str | None = None) -> Iterator[str]:
             yield directory
     finally:
         sweep()  # removes the pages of directories that have gone
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"waited {PATIENCE:.0f} s, and it is not so that {what}")
+        time.sleep(0.02)
 
 
 # Measuring

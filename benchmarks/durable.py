@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import median
 
 from common import (
+    PATIENCE,
     VALUE,
     Operations,
     ended,
@@ -41,6 +42,7 @@ from common import (
     scratch_directory,
     started,
     timed,
+    wait_for,
     where,
 )
 
@@ -53,8 +55,6 @@ REDIS_GOAL = 1.5
 MEMORY_GOAL = 300
 ENTRIES = 100_000
 REPLAYED = 1_000_000
-PATIENCE = 120.0
-"""Seconds to wait for a compaction, or for redis-server."""
 
 
 class Missing(Exception):
@@ -138,14 +138,6 @@ def check(peer: str, operations: Operations) -> None:
     first, second = operations["increment"](), operations["increment"]()
     if (operations["get"](), first, second) != (VALUE, 1, 2):
         raise SystemExit(f"{peer} does not do what it is to be measured at")
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > end:
-            raise SystemExit(f"waited {PATIENCE:.0f} s, and it is not so that {what}")
-        time.sleep(0.02)
 
 
 # Operations
