@@ -193,6 +193,8 @@ class StateServer(multiprocessing.managers.Server):
         except StateError as error:
             service.undo()
             reply = self._alone(connection, connection.handler, data[HEADER:], error)
+        if len(service.woken) == 1:
+            self._send_woken()  # first: it has waited for this. Many would make the one wait who has woken them
         if reply is not None:
             self._answer(connection, reply)
         if service.woken:

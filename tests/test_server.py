@@ -243,6 +243,32 @@ def test_one_tick_runs_requests_of_all_that_are_ready(served: Served) -> None:
         sock.close()
 
 
+def test_who_waited_alone_is_answered_first_and_many_come_after_who_has_woken_them(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[int] = []
+    send = server_module.StateServer._answer
+
+    def answer(server: server_module.StateServer, connection: connection_module.Connection, reply: bytes) -> None:
+        assert connection.lane is not None
+        answered.append(connection.lane.id)
+        send(server, connection, reply)
+
+    teller, *readers = [served.lane(lane=number) for number in range(3)]
+    monkeypatch.setattr(server_module.StateServer, "_answer", answer)
+    for number, (waiting, order) in enumerate([(readers[:1], [1, 0]), (readers, [0, 1, 2])], 1):
+        for sock in waiting:
+            sock.sendall(wire.frame(msgpack.packb(["channel", "read", [f"c{number}", 0, 10.0], {}])))
+        wait_until(lambda: served.server.service.lines.count == len(waiting))  # noqa: B023 - it is over within the loop
+        answered.clear()
+        ask(teller, "channel", "publish", [f"c{number}", "hello", 10], number)
+        for sock in waiting:
+            receive(sock)
+        assert answered == order
+    for sock in (teller, *readers):
+        sock.close()
+
+
 def test_attaching_a_lane_closes_its_former_connection(served: Served) -> None:
     first = served.lane()
     reply = ask(first, "counter", "increment", ["c"], 1)
