@@ -131,6 +131,8 @@ class Client:
                 reply = self._ask_again(lane, request, numbered, began)
             else:
                 try:
+                    if lane.timeout != self.timeout:
+                        lane.set_timeout(self.timeout)
                     reply = lane.ask(request)
                     again = False
                 except (TimeoutError, BlockingIOError):
@@ -161,7 +163,7 @@ class Client:
 
         Raises what ``exchange`` raises, and TimedOut when this process is being stopped.
         """
-        until = time.monotonic() + timeout
+        left, until = timeout, time.monotonic() + timeout
         idle = self._idle
         lane = self._take()
         lane.number += numbered
@@ -172,15 +174,16 @@ class Client:
                 if lane.sock is None:
                     lane.unsure = sent  # then the manager must know the lane, or nobody can tell what became of it
                     self._ask_again(lane, lane.pack(("manager", "ping", (), _NO_KEYWORDS)), True, began)
-                sock = lane.sock
-                left = 0.0 if _stopping else max(until - time.monotonic(), 0.0)
+                    left = max(until - time.monotonic(), 0.0)
+                if _stopping:
+                    left = 0.0
                 number = (lane.number,) if numbered else ()
                 request = lane.pack((kind, name, (*args, left), _NO_KEYWORDS, *number))
                 if len(request) > FRAME_LIMIT:
                     raise _too_large(request)
                 self._waiting.add(lane)
                 try:
-                    set_timeout(sock, left + self.timeout)
+                    lane.set_timeout(left + self.timeout)
                     if _stopping and left:
                         continue  # since a moment ago, so nobody has ended this wait
                     asked = numbered
@@ -198,7 +201,6 @@ class Client:
                     time.sleep(BACKOFF[0])
                 finally:
                     self._waiting.discard(lane)
-            set_timeout(lane.sock, self.timeout)
             if numbered and reply[2] != lane.number:
                 lane.close()
                 raise OutcomeUnknown(f"the manager of {self.path} answered another request than this one: {reply[2:]}")
@@ -235,7 +237,6 @@ class Client:
                 lane.close()  # a new connection cannot be one that has broken
                 self._greet(lane, self._open(ABANDON_SECONDS))
                 kind, result, *_ = lane.ask(lane.pack(("manager", "abandon", first[1], _NO_KEYWORDS, lane.number)))
-                set_timeout(lane.sock, self.timeout)
             finally:
                 idle.append(lane)
             if kind != RETURN and isinstance(error := from_wire(*result), StateError):
@@ -304,6 +305,7 @@ class Client:
         if numbered:
             lane.number += 1
             with contextlib.suppress(OSError):  # the next request attaches the lane again
+                lane.set_timeout(self.timeout)
                 lane.ask(lane.pack(("manager", "ping", (), _NO_KEYWORDS, lane.number)))
 
     # -- lanes -----------------------------------------------------------------------------------------------------
@@ -339,9 +341,8 @@ class Client:
                         )
                     # It is well, so a request of its own size may take its own time.
                     deadline = max(deadline, began + self.timeout)
-                    set_timeout(lane.sock, max(deadline - time.monotonic(), LAST_TRY_SECONDS))
+                    lane.set_timeout(max(deadline - time.monotonic(), LAST_TRY_SECONDS))
                     reply = lane.ask(request)
-                    set_timeout(lane.sock, self.timeout)
                 except StillLoading as error:
                     reason = error
                     deadline = max(deadline, began + self.timeout + LOAD_SECONDS)

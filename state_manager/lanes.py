@@ -19,9 +19,13 @@ _read_length = LENGTH.unpack_from
 
 
 class Lane:
-    """One connection, or the place of one: ``sock`` is None until it is attached, and after it broke."""
+    """One connection, or the place of one: ``sock`` is None until it is attached, and after it broke.
 
-    __slots__ = ("boot", "id", "large", "number", "pack", "page", "session", "sock", "unsure")
+    ``timeout``: what its sends and receives are bounded by, in seconds. Whoever uses it next may need another one: it
+    is set before a request and not after the reply, which would make who waits for that wait longer.
+    """
+
+    __slots__ = ("boot", "id", "large", "number", "pack", "page", "session", "sock", "timeout", "unsure")
 
     def __init__(self, session: bytes, id_: int) -> None:
         self.session = session
@@ -29,6 +33,7 @@ class Lane:
         self.number = 0
         self.pack = packer().pack
         self.sock: socket.socket | None = None
+        self.timeout = 0.0
         self.unsure = False
         self.large = False  # whether the last reply was
         self.boot = b""  # which manager is at the other end, and where its page is
@@ -57,8 +62,13 @@ class Lane:
             self.unsure = True
             raise
 
+    def set_timeout(self, seconds: float) -> None:
+        if seconds != self.timeout and self.sock is not None:
+            set_timeout(self.sock, seconds)
+            self.timeout = seconds
+
     def close(self) -> None:
-        sock, self.sock = self.sock, None
+        sock, self.sock, self.timeout = self.sock, None, 0.0
         if sock is not None:
             sock.close()
 
@@ -87,14 +97,13 @@ def receive(sock: socket.socket, first: bytes | None = None) -> bytes:
     return bytes(buffer[HEADER:])
 
 
-def set_timeout(sock: socket.socket | None, seconds: float) -> None:
+def set_timeout(sock: socket.socket, seconds: float) -> None:
     """Bound every send and receive. The kernel counts for a plain socket, which saves a ``poll`` for each call."""
-    if sock is None:
-        return
     if socket.socket.__module__ != "socket":  # gevent's waits in its own loop, where the kernel's timeouts mean nothing
         sock.settimeout(seconds)
         return
-    sock.setblocking(True)
+    if sock.gettimeout() is not None:
+        sock.setblocking(True)
     interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)

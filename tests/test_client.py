@@ -339,6 +339,19 @@ def test_a_stopped_manager_times_out_and_recovers(directory: Path, process: subp
     assert counter.value in (1, 2)
 
 
+def test_a_wait_leaves_its_long_timeout_to_nobody(directory: Path, process: subprocess.Popen[bytes]) -> None:
+    manager = connect(directory, timeout=0.3)
+    queue, counter = manager.queue("jobs"), manager.counter("c")
+    queue.put("work")
+    assert queue.get(timeout=60.0) is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknown):
+        counter.increment()
+    assert time.monotonic() - began < 5.0
+    os.kill(process.pid, signal.SIGCONT)
+
+
 def test_threads_share_a_client(manager: StateManager) -> None:
     counter = manager.counter("c")
     threads = [threading.Thread(target=lambda: [counter.increment() for _ in range(200)]) for _ in range(8)]
