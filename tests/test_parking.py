@@ -550,3 +550,31 @@ def test_a_semaphore_has_so_many_places(room: Room) -> None:
     assert len(room.answers[lanes[4]]) == 1
     waiting, *holders = room.ask(other, "semaphore", "holders", "s")
     assert (waiting, len(holders)) == (0, 2)
+
+
+# -- queues ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_may_be_had_at_the_very_moment_that_it_is_put(room: Room) -> None:
+    """At one time in two hundred the time in an item's key was, in seconds again, a little later than it had been."""
+    putter, getter = room.lane(), room.lane()
+    for moment in range(2_000):
+        room.at(1.7e9 + moment * 0.000_137_317)
+        room.ask(putter, "queue", "put", "q", moment, 0.0, 0, 0.0)
+        assert room.ask(putter, "queue", "peek", "q") == [moment]
+        number, value, _ = room.ask(getter, "queue", "get", "q", None, None, 0.0)
+        assert value == moment
+        room.ask(getter, "queue", "ack", "q", number)
+
+
+def test_a_delayed_item_is_had_when_its_time_has_come(room: Room) -> None:
+    getter, putter = room.lane(), room.lane()
+    for moment in range(500):
+        room.at(1.7e9 + moment * 0.010_137_317)
+        assert room.ask(getter, "queue", "get", "q", None, None, 1.0) is None
+        room.ask(putter, "queue", "put", "q", moment, 0.005, 0, 0.0)
+        assert room.answers[getter][moment:] == []
+        due = room.service.next_wake() - NOW
+        assert due == pytest.approx(1.7e9 + moment * 0.010_137_317 + 0.005, abs=3e-6, rel=0)
+        room.at(due)
+        assert room.answers[getter][moment][1] == moment
