@@ -105,6 +105,8 @@ class Lines:
         """Return how many stand before the request that runs now: all, if it is not one of the line."""
         line = self.by_name.get(name, ())
         current = self.current
+        if not line or current is line[0]:
+            return 0
         return self.ahead_of(current) if current is not None and current.line == name else len(line)
 
     def ahead_of(self, parked: Parked) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias, final
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, final
 
 from msgpack import packb
 
@@ -74,8 +74,7 @@ class View(Protocol):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """The command cannot proceed: run it again when ``(space, key)`` changes.
 
     ``key`` None: when anything in the space does; GONE: when an entry of it goes. At the head of its line it is also
