@@ -44,6 +44,7 @@ _TUPLE, _SET, _FROZENSET, _MAPPING, _CLASS = (ExtType(code, b"\0") for code in r
 """The markers. Their codes are the format of what is on disk: none may ever change its meaning. Leaves have others."""
 _BIN8 = b"\xc4"
 """What msgpack begins bytes with that are shorter than 256; their length is the next byte."""
+_BIN8_HEADERS = [_BIN8 + bytes((size,)) for size in range(256)]
 _MARK = 0xD4
 """What every marker begins with in msgpack: the header of an extension of one byte."""
 
@@ -60,8 +61,8 @@ def encode(value: Any) -> Stored:
     elif kind in SCALARS and (kind is not int or _MIN <= value <= _MAX):
         return value  # type: ignore[no-any-return]
     elif kind is bytes and len(value) < 256:
-        size = bytes((len(value),))
-        return b"%b%b%b" % (_BIN8, size, value)  # what msgpack makes of it, without a packer
+        # What msgpack makes of it, without a packer.
+        return _BIN8_HEADERS[len(value)] + value  # type: ignore[no-any-return]
     return _encode(value)
 
 
