@@ -30,8 +30,8 @@ class Managers:
         kept = self.store
         self.epoch += 1
         self.store = Store(self.epoch)
-        ids = self.ids(kept)
-        lost = ids[len(ids) - without :]
+        counts = self.counts(kept)
+        lost = counts[len(counts) - without :]
         for name, space in kept.spaces.items():
             self.store.apply([(name, key, entry) for key, entry in space.entries.items() if key not in lost])
         if without:
@@ -39,7 +39,7 @@ class Managers:
             self.store.apply([(CHANNELS, "c", [last - without, *rest])])
         self._begin()
 
-    def ids(self, store: Store | None = None) -> list[Any]:
+    def counts(self, store: Store | None = None) -> list[Any]:
         space = (store or self.store).spaces.get(CHANNEL + "c")
         return sorted(space.entries) if space else []
 
@@ -78,29 +78,43 @@ def test_after_a_power_failure_no_id_comes_twice(managers: Managers) -> None:
     """A reader has messages that the manager has lost; he gets the new ones, and not the lost ones' ids again."""
     ids = [managers.publish(value) for value in "abcd"]
     managers.next(without=2)
-    assert managers.ids() == ids[:2]
-    again = managers.publish("e")
-    assert again > ids[3]
-    assert managers.read(ids[3]) == [0, again, "e"]
-    assert managers.read(ids[1]) == [0, again, "e"]
+    assert managers.counts() == [1, 2]
+    again = [managers.publish(value) for value in "efg"]
+    assert again[0] > ids[3]
+    assert [id_ & 0xFFFF_FFFF for id_ in again] == [3, 4, 5]
+    expected = [0, again[0], "e", again[1], "f", again[2], "g"]
+    assert managers.read(ids[1]) == expected
+    assert managers.read(ids[2]) == managers.read(ids[3]) == expected, "others have their counts now"
+    assert managers.read(again[0]) == [0, again[1], "f", again[2], "g"]
 
 
 def test_a_count_that_is_used_up_goes_on_in_the_epoch(managers: Managers) -> None:
-    managers.publish("a")
-    last = (10 << EPOCH_SHIFT) + 0xFFFF_FFFF
-    managers.store.apply([(CHANNEL + "c", last, ["z"]), (CHANNELS, "c", [last, 1000, 1, [1]])])
-    id_ = managers.publish("b")
-    assert id_ == last + 1
-    assert managers.read(last) == [0, id_, "b"]
-    assert managers.publish("c") == id_ + 1
+    last = (3 << EPOCH_SHIFT) + 0xFFFF_FFFF
+    managers.store.apply([(CHANNEL + "c", last, ["z", 10]), (CHANNELS, "c", [last, 1000, last, 10])])
+    assert managers.read(0)[1:] == [(10 << EPOCH_SHIFT) + 0xFFFF_FFFF, "z"]
+    ids = [managers.publish(value) for value in "bc"]
+    assert ids == [11 << EPOCH_SHIFT, (11 << EPOCH_SHIFT) + 1], "and so grow"
+    assert managers.read((10 << EPOCH_SHIFT) + 0xFFFF_FFFF) == [0, ids[0], "b", ids[1], "c"]
+    assert managers.read(ids[0]) == [0, ids[1], "c"]
+
+
+def test_many_epochs_leave_no_gap(managers: Managers) -> None:
+    """Each manager and each emptied large dict takes one."""
+    ids = []
+    for value in range(200):
+        ids.append(managers.publish(value))
+        managers.next()
+    assert managers.read(0) == [0, *(part for pair in zip(ids, range(200), strict=True) for part in pair)]
+    assert managers.read(ids[150])[:3] == [0, ids[151], 151]
+    assert len(managers.store.get(CHANNELS, "c")) == 4
 
 
 def test_a_channel_that_was_dropped_leaves_nothing_but_its_last_id(managers: Managers) -> None:
     ids = [managers.publish(value) for value in "abc"]
     assert managers.service.call_unattached("channel", "drop", ["c"]) is True
     assert managers.store.spaces.keys() == {CHANNELS}
-    assert list(managers.store.spaces[CHANNELS].entries.items()) == [(channels.FLOOR, ids[-1])]
-    assert managers.service.call_unattached("channel", "last", ["other"]) == ids[-1]
+    assert list(managers.store.spaces[CHANNELS].entries.items()) == [(channels.FLOOR, 3)]
+    assert managers.service.call_unattached("channel", "last", ["other"]) == 3
     managers.next()
     id_ = managers.publish("d")
     assert id_ > ids[-1]
@@ -111,11 +125,10 @@ def test_publishing_deletes_a_bounded_number(managers: Managers) -> None:
     for value in range(500):
         managers.publish(value)
     managers.publish("x", 10)
-    assert len(managers.ids()) == 501 - channels.TRIM
+    assert len(managers.counts()) == 501 - channels.TRIM
     for _ in range(5):
         managers.publish("x", 10)
-    assert len(managers.ids()) == 10
-    assert len(managers.store.spaces[CHANNEL + "c"].order or ()) < 2 * 10 + 64 + 2
+    assert managers.counts() == list(range(497, 507))
 
 
 def test_all_who_wait_are_answered_by_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.linearizability import MODEL, NotLinearizable, Operation, check
+from tests.linearizability import LOCK, MODEL, REFUSED, TRANSACTIONS, Model, NotLinearizable, Operation, check
 
 CALLS = st.one_of(
     st.tuples(st.just("get")),
@@ -106,7 +106,7 @@ def test_it_agrees_with_trying_every_order(history: list[Operation]) -> None:
             check(history)
 
 
-REFUSED = {
+WRONG = {
     "a stale read": [
         op("set", "old", at=(0, 1)),
         op("set", "new", at=(2, 3)),
@@ -209,18 +209,18 @@ ACCEPTED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", WRONG)
 def test_it_refuses(name: str) -> None:
     with pytest.raises(NotLinearizable, match="key 'k': no order"):
-        check(REFUSED[name])
+        check(WRONG[name])
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", WRONG)
 def test_other_keys_histories_excuse_nothing(name: str) -> None:
     late = ACCEPTED["an operation without an answer that took effect late"]
     before, after = ([operation._replace(key=key) for operation in late] for key in "az")
     with pytest.raises(NotLinearizable, match="key 'k'"):
-        check([*before, *REFUSED[name], *after])
+        check([*before, *WRONG[name], *after])
 
 
 @pytest.mark.timeout(10)  # a search that takes every order of equal operations would not end
@@ -271,3 +271,228 @@ def test_thousands_of_operations_by_eight_busy_clients() -> None:
     history[late] = history[late]._replace(result=history[late].result + 1)
     with pytest.raises(NotLinearizable):
         check(history)
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+ACQUIRE, RELEASE, END = "acquire", "release", "end"
+
+WRONG_LOCKS = {
+    "two holders": [
+        op(ACQUIRE, result=1, at=(0, 1), client=0),
+        op(ACQUIRE, result=2, at=(2, 3), client=1),
+        op(RELEASE, 1, result=True, at=(4, 5), client=0),
+    ],
+    "a token that is given twice": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(RELEASE, 1, result=True, at=(2, 3)),
+        op(ACQUIRE, result=1, at=(4, 5)),
+    ],
+    "a token that is smaller than one before": [
+        op(ACQUIRE, result=7, at=(0, 1)),
+        op(RELEASE, 7, result=True, at=(2, 3)),
+        op(ACQUIRE, result=6, at=(4, 5), client=1),
+    ],
+    "a release that was forgotten": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(RELEASE, 1, result=True, at=(2, 3)),
+        op(ACQUIRE, result=None, at=(4, 5), client=1),
+    ],
+    "a release that was refused to the holder": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(RELEASE, 1, result=False, at=(2, 3)),
+    ],
+    "a release of what nobody holds": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(RELEASE, 1, result=True, at=(2, 3)),
+        op(RELEASE, 1, result=True, at=(4, 5)),
+    ],
+    "a release of somebody else's": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(RELEASE, 1, result=True, at=(2, 3), client=1),
+    ],
+    "a lock that its holder's end did not free": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(END, at=(2, 3)),
+        op(ACQUIRE, result=None, at=(4, 5), client=1),
+    ],
+    "a lock that was freed before its holder's end": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(ACQUIRE, result=2, at=(2, 3), client=1),
+        op(END, at=(4, 5)),
+    ],
+    "a lock that was freed by another one's end": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(END, at=(2, 3), client=2),
+        op(ACQUIRE, result=2, at=(4, 5), client=1),
+    ],
+    "a grant to one who has ended": [
+        op(ACQUIRE, at=(0, None)),
+        op(END, at=(1, 2)),
+        op(ACQUIRE, result=None, at=(3, 4), client=1),
+    ],
+}
+
+RIGHT_LOCKS = {
+    "a hand-over while the release is not answered": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(RELEASE, 1, result=True, at=(2, 9)),
+        op(ACQUIRE, result=2, at=(1, 4), client=1),
+    ],
+    "a lock that is held by one who never learned of it, until he ends": [
+        op(ACQUIRE, at=(0, None)),
+        op(ACQUIRE, result=None, at=(3, 4), client=1),
+        op(END, at=(5, 9)),
+        op(ACQUIRE, result=2, at=(6, 7), client=1),
+    ],
+    "an end that is noticed late": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(END, at=(2, 9)),
+        op(ACQUIRE, result=None, at=(3, 4), client=1),
+        op(ACQUIRE, result=2, at=(5, 6), client=1),
+    ],
+    "a late release": [
+        op(ACQUIRE, result=1, at=(0, 1)),
+        op(END, at=(2, 3)),
+        op(ACQUIRE, result=2, at=(4, 5), client=1),
+        op(RELEASE, 1, result=False, at=(6, 7), client=2),
+        op(RELEASE, 2, result=True, at=(8, 9), client=1),
+    ],
+}
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+def tx(*steps: tuple[str, str, Any], at: tuple[int, int | None], client: int = 0, result: Any = True) -> Operation:
+    return op("transaction", *steps, result=result, at=at, client=client)
+
+
+BOTH = tx(("set", "a", 1), ("set", "b", 1), at=(0, 1))
+
+WRONG_TRANSACTIONS = {
+    "half of one": [BOTH, op("get", "a", result=1, at=(2, 3)), op("get", "b", result=None, at=(2, 3))],
+    "a snapshot of two moments": [
+        BOTH,
+        tx(("set", "a", 2), ("set", "b", 2), at=(2, 9)),
+        tx(("get", "a", 2), ("get", "b", 1), at=(3, 8), client=1),
+    ],
+    "a lost update": [
+        BOTH,
+        tx(("get", "a", 1), ("set", "a", 2), at=(2, 9)),
+        tx(("get", "a", 1), ("set", "a", 3), at=(2, 9), client=1),
+    ],
+    "write skew": [
+        BOTH,
+        tx(("get", "a", 1), ("set", "b", 2), at=(2, 9)),
+        tx(("get", "b", 1), ("set", "a", 2), at=(2, 9), client=1),
+    ],
+    "a read of what was not applied": [
+        tx(("set", "a", 1), at=(0, 1), result=False),
+        op("get", "a", result=1, at=(2, 3)),
+    ],
+    "a transaction that was applied twice": [
+        BOTH,
+        tx(("get", "a", 1), ("set", "a", 2), at=(2, None)),
+        op("set", "a", 1, at=(4, 5)),
+        op("get", "a", result=2, at=(6, 7)),
+        op("set", "a", 1, at=(8, 9)),
+        op("get", "a", result=2, at=(10, 11)),
+    ],
+    "a transaction that was lost": [BOTH, op("get", "b", result=None, at=(2, 3), client=1)],
+    "a snapshot that goes back in time": [
+        BOTH,
+        tx(("get", "a", 1), ("get", "b", 1), at=(2, 3)),
+        tx(("get", "a", None), ("get", "b", None), at=(4, 5), client=1),
+    ],
+}
+
+RIGHT_TRANSACTIONS = {
+    "one that reads what it has written": [tx(("set", "a", 1), ("get", "a", 1), ("set", "a", 2), at=(0, 1))],
+    "two that collide, of which one is refused": [
+        BOTH,
+        tx(("get", "a", 1), ("set", "a", 2), at=(2, 9)),
+        tx(("get", "a", 1), ("set", "a", 3), at=(2, 9), client=1, result=False),
+        op("get", "a", result=2, at=(10, 11)),
+    ],
+    "one without an answer that was applied late": [
+        tx(("get", "a", None), ("set", "a", 1), at=(0, None)),
+        op("get", "a", result=None, at=(2, 3)),
+        op("get", "a", result=1, at=(4, 5)),
+    ],
+    "a delete and an increment beside it": [
+        BOTH,
+        tx(("get", "b", 1), ("set", "a", None), at=(2, 9)),
+        op("increment", "b", result=2, at=(3, 8), client=1),
+        op("get", "a", result=None, at=(10, 11)),
+    ],
+}
+
+OTHERS = [(LOCK, WRONG_LOCKS, RIGHT_LOCKS), (TRANSACTIONS, WRONG_TRANSACTIONS, RIGHT_TRANSACTIONS)]
+
+
+@pytest.mark.parametrize(("model", "name"), [(model, name) for model, wrong, _ in OTHERS for name in wrong])
+def test_it_refuses_of_others(model: Model, name: str) -> None:
+    with pytest.raises(NotLinearizable, match="key 'k': no order"):
+        check({**WRONG_LOCKS, **WRONG_TRANSACTIONS}[name], model)
+
+
+@pytest.mark.parametrize(("model", "name"), [(model, name) for model, _, right in OTHERS for name in right])
+def test_it_accepts_of_others(model: Model, name: str) -> None:
+    check({**RIGHT_LOCKS, **RIGHT_TRANSACTIONS}[name], model)
+
+
+@st.composite
+def lock_calls(draw: st.DrawFn) -> Operation:
+    name = draw(st.sampled_from([ACQUIRE, ACQUIRE, RELEASE, END]))
+    args: tuple[Any, ...] = ()
+    result: Any = None
+    if name == ACQUIRE:
+        result = draw(st.sampled_from([None, 1, 2, 3]))
+    elif name == RELEASE:
+        args, result = (draw(st.integers(1, 3)),), draw(st.booleans())
+    return op(name, *args, result=result, at=(0, None), client=draw(st.integers(0, 1)))
+
+
+steps = st.tuples(st.sampled_from(["get", "set"]), st.sampled_from("ab"), st.sampled_from([None, 1, 2]))
+tx_calls = st.one_of(
+    st.builds(
+        lambda steps, result: tx(*steps, at=(0, None), result=result), st.lists(steps, max_size=3), st.booleans()
+    ),
+    st.builds(lambda place, found: op("get", place, result=found, at=(0, None)), st.sampled_from("ab"), st.just(1)),
+    st.builds(lambda place, value: op("set", place, value, at=(0, None)), st.sampled_from("ab"), st.integers(1, 2)),
+)
+
+
+@st.composite
+def small_histories_of(draw: st.DrawFn, calls: st.SearchStrategy[Operation]) -> list[Operation]:
+    """Return a few of these operations, at any times."""
+    made = []
+    for operation in draw(st.lists(calls, min_size=1, max_size=5)):
+        called = draw(st.integers(0, 6))
+        returned = draw(st.one_of(st.none(), st.integers(called, 8), st.integers(called, 8)))
+        made.append(operation._replace(called=called, returned=returned))
+    return made
+
+
+def fits(model: Model, order: Sequence[Operation]) -> bool:
+    state: Any = model.first
+    for operation in order:
+        state = model.step(state, operation)
+        if state is REFUSED:
+            return False
+    return True
+
+
+@given(
+    st.one_of(
+        st.tuples(st.just(LOCK), small_histories_of(lock_calls())),
+        st.tuples(st.just(TRANSACTIONS), small_histories_of(tx_calls)),
+    )
+)
+def test_it_agrees_with_trying_every_order_of_others(drawn: tuple[Model, list[Operation]]) -> None:
+    model, history = drawn
+    if any(fits(model, order) for order in orders(history)):
+        check(history, model)
+    else:
+        with pytest.raises(NotLinearizable):
+            check(history, model)

@@ -1,13 +1,13 @@
 """Channels: messages that everybody reads who wants to, each reader from where he is.
 
-A channel is an entry of ":channels", ``[the last message's id, how many are kept, its first id, starts]``, and a space
-with the messages, ``[value]`` under their ids. Readers have nothing here: each says the id of the last message that he
-has, and waits if there is none after it. So one that is slow, has gone or comes back costs nobody anything.
+A channel is an entry of ":channels", ``[count of the last message, history, count of the first, epoch of the last]``,
+and a space with the messages, ``[value, epoch]`` under their counts, which have no gaps. Readers have nothing here: each
+says the id of the last message that he has, and waits if there is none after it. So one that is slow, has gone or comes
+back costs nobody anything.
 
-An id is the manager's epoch in the high 32 bits, so that none comes twice even if a power failure took the last ones,
-and a count of the channel's messages in the low ones, which goes on across epochs: the difference of two ids tells how
-many were between them. Where the next id is not the next number, it is one of ``starts``. A channel that was dropped
-leaves its last id in ":channels" under ``FLOOR``, and new ones begin after that: so ids always grow.
+An id is the epoch in which the message was published, in the high 32 bits, and the low ones of its count. So no id comes
+twice, though a power failure may take the last messages and others have their counts then; and ids grow. A channel that
+was dropped leaves its last count in ":channels" under ``FLOOR``, and new ones begin after that.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ TRIM: Final = 100
 """Messages over the bound that one publication deletes, if the bound was lowered."""
 
 FLOOR: Final = 0
-"""A key that is no channel's name: the largest id of all that were dropped."""
+"""A key that is no channel's name: the largest count of all that were dropped."""
 
-LAST, HISTORY, FIRST, STARTS = range(4)
+LAST, HISTORY, FIRST, EPOCH = range(4)
 """What a channel's entry holds."""
-STARTS_KEPT: Final = 64
-"""First ids of epochs that are known; who has a message of an older one may miss some, and is told how many."""
 
-_COUNT: Final = (1 << EPOCH_SHIFT) - 1
+_LOW: Final = (1 << EPOCH_SHIFT) - 1
 
 
 def publish(view: View, now: float, name: str, value: Stored, history: int) -> Done:
@@ -43,18 +41,14 @@ def publish(view: View, now: float, name: str, value: Stored, history: int) -> D
     if not 1 <= check_int(history, "history") <= HISTORY_LIMIT:
         raise ValueError(f"a channel keeps from 1 to {HISTORY_LIMIT:,} messages, not {history:,}")
     space = CHANNEL + name
-    found = view.get(CHANNELS, name)
-    before = _last(view, name)
-    id_ = max(before + 1, view.version(CHANNELS, name) >> EPOCH_SHIFT << EPOCH_SHIFT | (before + 1) & _COUNT)
-    first, starts = (id_, []) if found is ABSENT else (found[FIRST], found[STARTS])
-    if id_ != before + 1:
-        starts = [*starts[1 - STARTS_KEPT :], id_]
-    changes: list[Change] = [(space, id_, [value]), (CHANNELS, name, [id_, history, first, starts])]
-    oldest: Any = view.first(space)
-    for _ in range(min(view.size(space) + 1 - history, TRIM)):
-        changes.append((space, oldest, ABSENT))
-        oldest = _next(view, space, starts, oldest) or id_
-    return id_, changes
+    before, _, first, former = _entry(view, name)
+    count = before + 1
+    epoch = max(view.version(CHANNELS, name) >> EPOCH_SHIFT, former + (count & _LOW == 0))
+    changes: list[Change] = [(space, count, [value, epoch]), (CHANNELS, name, [count, history, first, epoch])]
+    kept = view.size(space)
+    oldest = count - kept
+    changes += [(space, key, ABSENT) for key in range(oldest, oldest + min(kept + 1 - history, TRIM))]
+    return _id(count, epoch), changes
 
 
 def read(view: View, now: float, name: str, after: int, wait: float) -> Outcome:
@@ -63,18 +57,17 @@ def read(view: View, now: float, name: str, after: int, wait: float) -> Outcome:
     check_int(after, "a message's id")
     until = now + timeout(wait)
     space = CHANNEL + name
-    found = view.get(CHANNELS, name)
-    starts = [] if found is ABSENT else found[STARTS]
-    id_ = _next(view, space, starts, after)
-    if id_ is None:
+    last, _, first, _ = _entry(view, name)
+    count, missed = _next(view, space, last, first, after)
+    if count > last:
         return Wait(space, None, until, timed_out=[], in_order=False)
-    page: list[Any] = [_missed(found[FIRST], after, id_)]
+    page: list[Any] = [missed]
     size = 0
-    while id_ is not None and len(page) <= 2 * PAGE_MESSAGES and size < PAGE_BYTES:
-        value = view.get(space, id_)[0]
-        page += (id_, value)
-        size += cost(id_, value)
-        id_ = _next(view, space, starts, id_)
+    while count <= last and len(page) <= 2 * PAGE_MESSAGES and size < PAGE_BYTES:
+        value, epoch = view.get(space, count)
+        page += (_id(count, epoch), value)
+        size += cost(count, value)
+        count += 1
     return page, ()
 
 
@@ -83,25 +76,30 @@ def drop(view: View, now: float, name: str) -> Done:
     check_name(name)
     if view.get(CHANNELS, name) is ABSENT:
         return False, ()
-    floor = max(_last(view, name), _floor(view))
+    floor = max(_entry(view, name)[LAST], _floor(view))
     return True, ((CHANNEL + name, None, ABSENT), (CHANNELS, name, ABSENT), (CHANNELS, FLOOR, floor))
 
 
 def last(view: View, now: float, name: str) -> Done:
     """Return the id of the last message, or one that is smaller than that of the first one will be."""
     check_name(name)
-    return _last(view, name), ()
+    found = _entry(view, name)
+    return _id(found[LAST], found[EPOCH]), ()
 
 
 def state(view: View, now: float, name: str) -> Done:
     """Return ``[last id, messages kept, who waits for the next one]``."""
-    check_name(name)
-    return [_last(view, name), view.size(CHANNEL + name), view.waiting(CHANNEL + name, None)], ()
+    id_, _ = last(view, now, name)
+    return [id_, view.size(CHANNEL + name), view.waiting(CHANNEL + name, None)], ()
 
 
-def _last(view: View, name: str) -> int:
+def _entry(view: View, name: str) -> list[int]:
     found = view.get(CHANNELS, name)
-    return _floor(view) if found is ABSENT else int(found[LAST])
+    if found is not ABSENT:
+        entry: list[int] = found
+        return entry
+    floor = _floor(view)
+    return [floor, 0, floor + 1, 0]
 
 
 def _floor(view: View) -> int:
@@ -109,20 +107,28 @@ def _floor(view: View) -> int:
     return 0 if found is ABSENT else int(found)
 
 
-def _missed(first: int, after: int, id_: int) -> int:
-    """Return how many messages there were after one that a reader has and before one that he gets."""
-    missed = (id_ - first if after < first else id_ - after - 1) & _COUNT
-    return missed if missed < 1 << EPOCH_SHIFT - 1 else 0  # a power failure has taken some, and the count went back
+def _id(count: int, epoch: int) -> int:
+    return epoch << EPOCH_SHIFT | count & _LOW
 
 
-def _next(view: View, space: str, starts: list[int], after: int) -> int | None:
-    """Return the id of the first message that is kept after an id, None if there is none."""
-    if view.get(space, after + 1) is not ABSENT:
-        return after + 1
-    first = view.first(space)
-    if type(first) is not int:
-        return None
-    return first if first > after else min((start for start in starts if start > after), default=None)
+def _next(view: View, space: str, last: int, first: int, after: int) -> tuple[int, int]:
+    """Return the count of the first message that is kept after an id, and how many there were between the two."""
+    oldest = last + 1 - view.size(space)
+    count = last - (last - after & _LOW)  # of all with these low bits the last one that there is
+    if 0 <= count < oldest:
+        return oldest, oldest - max(count + 1, first)
+    epoch = after >> EPOCH_SHIFT
+    if oldest <= count and view.get(space, count)[1] == epoch:
+        return count + 1, 0
+    # A power failure has taken it, and another may have its count: all that came in later epochs are new.
+    low, high = oldest, last + 1
+    while low < high:
+        middle = (low + high) // 2
+        if view.get(space, middle)[1] > epoch:
+            high = middle
+        else:
+            low = middle + 1
+    return low, 0
 
 
 COMMANDS = (

@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from state_manager import durability, manager, server, versions
-from state_manager.checks import COUNTERS
+from state_manager.checks import COUNTERS, LOCKS, TAKEN
 from state_manager.journal import log
 from state_manager.journal.files import Buffer, DirectoryFiles
 from state_manager.journal.frames import COMPLETE, LIVE, MARKER, SLICE
 from state_manager.journal.recovery import ASIDE
 from state_manager.service import Service
 from state_manager.sessions import LaneRecord
-from state_manager.store import Change
+from state_manager.store import NEVER, Change
 from state_manager.versions import PageWriter
 
 FRAMES: Final = {LIVE: "an append", SLICE: "a slice", COMPLETE: "completion"}
 REPLY: Final = "between commit and reply"
+GRANT: Final = "between a lock's grant and its reply"
+ITEM: Final = "between an item and its reply"
 COMPACTED_REPLY: Final = "between commit and reply, after a compaction"
 
 
@@ -111,9 +113,14 @@ commit: Final = Service.commit
 
 
 def commit_and_kill(service: Service) -> None:
-    """Commit; after an increment of a counter is a point."""
+    """Commit; after an increment of a counter is a point, and after the grant of a lock without a lease, or an item."""
     counted = any(space == COUNTERS for space, _, _ in service._view.changes)
+    given = [(space, entry) for space, _, entry in service._view.changes if entry]
     commit(service)
+    if any(space == LOCKS and entry.deadline == NEVER for space, entry in given):
+        killer.at(GRANT)
+    if any(space.startswith(TAKEN) for space, _ in given):
+        killer.at(ITEM)
     if counted:
         killer.at(REPLY)
         if killer.is_due(COMPACTED_REPLY):
