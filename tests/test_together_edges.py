@@ -39,7 +39,7 @@ def test_an_item_comes_back_the_moment_its_lease_ends_to_whoever_waits(manager: 
 
 def test_who_lost_an_item_to_another_thread_of_his_process_has_no_say_in_it(room: Room) -> None:
     a = room.lane()
-    room.ask(a, "queue", "put", "jobs", "work", 0, 0, 0)
+    room.ask(a, "queue", "put", "jobs", "work", 0, 0, None, 0)
     first = room.ask(a, "queue", "get", "jobs", 1.0, None, 0)
     room.at(2.0)
     second = room.ask(a, "queue", "get", "jobs", 1.0, None, 0)

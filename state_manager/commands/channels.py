@@ -1,13 +1,13 @@
 """Channels: messages that everybody reads who wants to, each reader from where he is.
 
 A channel is an entry of ":channels", ``[count of the last message, history, count of the first, epoch of the last]``,
-and a space with the messages, ``[value, epoch]`` under their counts, which have no gaps. Readers have nothing here: each
-says the id of the last message that he has, and waits if there is none after it. So one that is slow, has gone or comes
-back costs nobody anything.
+and a space with the messages, ``[value, epoch]`` under their counts, which have no gaps. Readers have nothing here:
+each says the id of the last message that he has, and waits if there is none after it. So one that is slow, has gone or
+comes back costs nobody anything.
 
-An id is the epoch in which the message was published, in the high 32 bits, and the low ones of its count. So no id comes
-twice, though a power failure may take the last messages and others have their counts then; and ids grow. A channel that
-was dropped leaves its last count in ":channels" under ``FLOOR``, and new ones begin after that.
+An id is the epoch in which the message was published, in the high 32 bits, and the low ones of its count. So no id
+comes twice, though a power failure may take the last messages and others have their counts then; and ids grow. A
+channel that was dropped leaves its last count in ":channels" under ``FLOOR``, and new ones begin after that.
 """
 
 from __future__ import annotations
@@ -59,15 +59,17 @@ def read(view: View, now: float, name: str, after: int, wait: float) -> Outcome:
     space = CHANNEL + name
     last, _, first, _ = _entry(view, name)
     count, missed = _next(view, space, last, first, after)
-    if count > last:
-        return Wait(space, None, until, timed_out=[], in_order=False)
     page: list[Any] = [missed]
     size = 0
     while count <= last and len(page) <= 2 * PAGE_MESSAGES and size < PAGE_BYTES:
-        value, epoch = view.get(space, count)
-        page += (_id(count, epoch), value)
-        size += cost(count, value)
+        found = view.get(space, count)
+        if found is not ABSENT:  # else damage to the journal has taken it, which --recover steps over
+            value, epoch = found
+            page += (_id(count, epoch), value)
+            size += cost(count, value)
         count += 1
+    if len(page) == 1:
+        return Wait(space, None, until, timed_out=[], in_order=False)
     return page, ()
 
 
@@ -118,17 +120,22 @@ def _next(view: View, space: str, last: int, first: int, after: int) -> tuple[in
     if 0 <= count < oldest:
         return oldest, oldest - max(count + 1, first)
     epoch = after >> EPOCH_SHIFT
-    if oldest <= count and view.get(space, count)[1] == epoch:
+    if oldest <= count and _epoch(view, space, count) == epoch:
         return count + 1, 0
     # A power failure has taken it, and another may have its count: all that came in later epochs are new.
     low, high = oldest, last + 1
     while low < high:
         middle = (low + high) // 2
-        if view.get(space, middle)[1] > epoch:
+        if _epoch(view, space, middle) > epoch:
             high = middle
         else:
             low = middle + 1
     return low, 0
+
+
+def _epoch(view: View, space: str, count: int) -> int:
+    found = view.get(space, count)
+    return 0 if found is ABSENT else int(found[1])
 
 
 COMMANDS = (

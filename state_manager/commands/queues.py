@@ -82,8 +82,7 @@ def get(view: View, now: float, name: str, lease: float | None, most: int | None
         return Wait(space, None, until, comes_back)
     due, _ = _key.unpack(place)
     if due > _microseconds(now):
-        # With one more it is due then, however that is rounded.
-        return Wait(space, None, until, min((due + 1) / 1e6, comes_back))
+        return Wait(space, None, until, min(_seconds(due), comes_back))
     value, deliveries, bound = view.get(space, place)
     taken = [value, deliveries + 1, bound if most is None else most, place, session.pid, now]
     receipt = _receipt(ends, view.space_version(TAKEN + name) + 1)
@@ -174,6 +173,12 @@ def _place(due: float, number: int) -> bytes:
 def _microseconds(time: float) -> int:
     """Return a time as places have it and compare it: in seconds again it could be a little later than it was."""
     return int(time * 1e6)
+
+
+def _seconds(due: int) -> float:
+    """Return the first time at which something that is due then is due, however it is rounded."""
+    time = due / 1e6
+    return time if _microseconds(time) >= due else (due + 1) / 1e6
 
 
 def _receipt(ends: float, number: int) -> bytes:
