@@ -18,7 +18,7 @@ from .nearcache import NearCache
 from .proxies.channels import HISTORY, Channel
 from .proxies.counters import Counter
 from .proxies.dicts import SharedDict, open_dict
-from .proxies.leaders import Candidacy, Leader
+from .proxies.leaders import Leader, candidacy_of
 from .proxies.locks import TIMEOUT, Holding, Lock, Owner, Semaphore
 from .proxies.options import UNSET
 from .proxies.queues import Queue
@@ -52,7 +52,6 @@ class StateManager:
     def __init__(self, address: Address, caller: Caller) -> None:
         self._address = address
         self._caller = caller
-        self._candidacies: dict[str, Candidacy] = {}
 
     def __repr__(self) -> str:
         return f"<StateManager {self.address}: {self._caller!r}>"
@@ -132,10 +131,7 @@ class StateManager:
 
         For a scheduler, or anything else that is to run once and not once a worker. It moves on when its process ends.
         """
-        candidacy = self._candidacies.get(name)
-        if candidacy is None:
-            candidacy = self._candidacies.setdefault(name, Candidacy(self._caller, name))
-        return Leader(candidacy, self._web)
+        return Leader(candidacy_of(self._caller, name), self._web)
 
     def queue(
         self,
@@ -166,12 +162,13 @@ class StateManager:
         """
         return Transaction(self._caller)
 
-    def run_transaction(self, function: Callable[[Transaction], T]) -> T:
+    def run_transaction(self, function: Callable[[Transaction], T], timeout: float = TIMEOUT) -> T:
         """Run ``function(tx)`` in a transaction, again after each Conflict, and return what it returns.
 
-        It may run several times, so it should do nothing but read and write ``tx``.
+        It may run several times, so it should do nothing but read and write ``tx``. A Conflict after ``timeout``
+        seconds is raised.
         """
-        return run(self._caller, function)
+        return run(self._caller, function, timeout)
 
     def workers(self) -> list[Worker]:
         """Return the processes that use the manager: pid, name, since when, what they hold and what they wait for."""

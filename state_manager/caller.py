@@ -34,4 +34,7 @@ class Caller(Asker, Protocol):
     def wait(self, kind: str, name: str, args: Sequence[Any], timeout: float, numbered: bool = True) -> Any:
         """Run a command that may wait, up to ``timeout`` seconds, which it takes as its last argument."""
 
+    def tell_later(self, kind: str, name: str, args: Sequence[Any]) -> None:
+        """Run a command that writes as soon as the manager can be reached, and do not say what came of it."""
+
     def close(self) -> None: ...

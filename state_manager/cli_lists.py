@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .api import StateManager
-from .checks import CHANNEL, CHANNELS, DEAD, LOCKS, Key
+from .checks import CHANNEL, CHANNELS, DEAD, LOCKS, QUEUE, Key
 from .cli_commands import OK, key_argument, open_manager, open_space, show
 from .cli_output import complain, json_text, key_json, key_text, table, to_json, value_text
 from .proxies.channels import Channel
@@ -40,9 +40,10 @@ def _locks(manager: StateManager) -> Iterator[Line]:
 
 
 def _queues(manager: StateManager) -> Iterator[Line]:
+    sizes = {space.name: space.entries for space in manager.spaces()}
     for queue in manager.queues():
         state = queue.state()
-        dead = manager.queue(queue.name + DEAD).state().waiting
+        dead = sizes.get(f"{QUEUE}{queue.name}{DEAD}", 0)
         cells = (key_text(queue.name), state.waiting, state.taken, dead, state.getters, state.putters)
         yield Line(queue.name, cells, {"name": queue.name, "dead": dead} | state._asdict())
 
@@ -56,9 +57,9 @@ def _channels(manager: StateManager) -> Iterator[Line]:
 
 def _workers(manager: StateManager) -> Iterator[Line]:
     for one in manager.workers():
-        pid = "?" if one.pid is None else one.pid
-        holds, waits = (", ".join(things) or "-" for things in (one.holds, one.waits))
-        yield Line((one.pid, one.since), (f"{one.name} {pid}", _moment(one.since), holds, waits), one._asdict())
+        who = f"{key_text(one.name)} {'?' if one.pid is None else one.pid}"
+        holds, waits = (", ".join(map(key_text, things)) or "-" for things in (one.holds, one.waits))
+        yield Line((one.pid, one.since), (who, _moment(one.since), holds, waits), one._asdict())
 
 
 LISTINGS = {

@@ -56,6 +56,8 @@ LOOK_SECONDS: Final = 1.0
 """How often a process that reads looks whether the page that it maps is still the manager's."""
 ABANDON_SECONDS: Final = 1.0
 """How long a call that was given up may take to tell the manager so."""
+TELL_SECONDS: Final = 1.0
+"""How often the manager is told again what it could not be told, or did not take."""
 BACKOFF: Final = (0.002, 0.1)
 """Seconds to wait after the first failed try and at most; each try doubles it."""
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
@@ -98,6 +100,8 @@ class Client:
         self._idle: deque[Lane] = deque()
         self._waiting: set[Lane] = set()
         self._abandoned: deque[tuple[Lane, tuple[Any, ...]]] = deque()  # what the manager has not been told yet
+        self._owed: deque[tuple[str, str, Sequence[Any]]] = deque()  # and what else it is to be told
+        self._next_telling = 0.0
         self._lock = threading.Lock()  # for opening the directory
 
     def call(self, kind: str, name: str, args: Sequence[Any], numbered: bool) -> Any:
@@ -145,6 +149,8 @@ class Client:
                 raise OutcomeUnknown(f"the manager of {self.path} answered another request than this one: {reply[2:]}")
             if lane.large:
                 self._acknowledge(lane, numbered)
+            if self._abandoned or self._owed:
+                self._tell()
             near = self._near
             if near is None or again:
                 page = None
@@ -214,9 +220,31 @@ class Client:
         if lane.large:
             self._acknowledge(lane, numbered)
         idle.append(lane)
+        if self._abandoned or self._owed:
+            self._tell()
         if reply[0] == RETURN:
             return reply[1]
         raise from_wire(*reply[1])
+
+    def tell_later(self, kind: str, name: str, args: Sequence[Any]) -> None:
+        self._owed.append((kind, name, args))
+
+    def _tell(self) -> None:
+        """Tell the manager, which answers, what it could not be told before, or did not take. Once in a moment."""
+        now = time.monotonic()
+        if now < self._next_telling:
+            return
+        self._next_telling = now + TELL_SECONDS
+        with contextlib.suppress(StateError, OSError):
+            self._tell_abandoned()
+        with contextlib.suppress(StateError, OSError, IndexError):
+            while True:
+                owed = self._owed.popleft()
+                try:
+                    self.call(*owed, True)
+                except Unavailable:
+                    self._owed.appendleft(owed)
+                    raise
 
     def _abandon(self, lane: Lane, what: tuple[Any, ...]) -> None:
         """Tell the manager, within a moment, that nobody waits for this any more: else when it answers again.
@@ -352,9 +380,9 @@ class Client:
                     unsure = unsure or (numbered and lane.unsure)
                 else:
                     self._was_up, self._down = True, False
-                    if self._abandoned:
-                        with contextlib.suppress(StateError, OSError):
-                            self._tell_abandoned()
+                    if self._abandoned or self._owed:
+                        self._next_telling = 0.0
+                        self._tell()
                     return reply
             left = deadline - time.monotonic()
             if left <= 0 or (self._down and type(reason) is not StillLoading) or self._hopeless():

@@ -7,6 +7,7 @@ it. ``threading.Event`` is looked up when it is used: gevent may replace it afte
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from .commands.base import Done, View, row
-from .errors import from_wire
+from .errors import StateError, from_wire
 from .service import Service
 from .sessions import Lane, Session
 from .settings import PROTOCOL, VERSION, MemoryAddress
@@ -133,6 +134,10 @@ class MemoryClient:
     def look(self) -> None:
         """There is nothing to look at."""
 
+    def tell_later(self, kind: str, name: str, args: Sequence[Any]) -> None:
+        with contextlib.suppress(StateError):
+            self.call(kind, name, args, True)
+
     def close(self) -> None:
         """There is nothing to close."""
 
@@ -178,8 +183,9 @@ def open_memory(address: MemoryAddress) -> MemoryClient:
 def _after_fork_in_child() -> None:
     for store in list(_stores):
         store._lock = threading.Lock()  # a thread that held it does not exist here
-        for lane in store._session.lanes.values():
-            store.service.unpark(lane)  # nor one that waited
+        store.service.begin(time.time())
+        while not store.service.end(store._session):  # nor one that waited, and what it held was the parent's
+            pass
         store._begin_session()
 
 

@@ -165,9 +165,10 @@ class Lines:
     def touch(self, changes: Sequence[Change]) -> None:
         """Note which lines these changes concern."""
         by_name, touched = self.by_name, self.touched
+        emptied: set[str] = set()
         for space, key, entry in changes:
             if key is None:
-                touched |= dict.fromkeys(name for name in by_name if name[0] == space)
+                emptied.add(space)
                 continue
             names: tuple[LineName, ...] = ((space, key), (space, None))
             if entry is ABSENT:
@@ -175,6 +176,8 @@ class Lines:
             for name in names:
                 if name in by_name:
                     touched[name] = None
+        if emptied:
+            touched |= dict.fromkeys(name for name in by_name if name[0] in emptied)
 
     def head(self, name: LineName) -> Parked | None:
         """Return the head of a line that is run now."""

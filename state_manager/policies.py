@@ -83,9 +83,13 @@ def _fitted(store: Store, changes: Sequence[Change], max_memory: int | None) -> 
 def _growth(store: Store, changes: Iterable[Change]) -> dict[str, int]:
     """Return by how many bytes each space would grow."""
     growth: dict[str, int] = {}
+    emptied: set[str] = set()
     for space, key, entry in changes:
-        if key is not None:
-            old = store.get(space, key)
+        if key is None:
+            emptied.add(space)
+            growth[space] = -found.bytes if (found := store.spaces.get(space)) else 0
+        else:
+            old = ABSENT if space in emptied else store.get(space, key)
             more = (0 if entry is ABSENT else cost(key, entry)) - (0 if old is ABSENT else cost(key, old))
             growth[space] = growth.get(space, 0) + more
     return growth

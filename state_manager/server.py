@@ -485,7 +485,8 @@ class StateServer(multiprocessing.managers.Server):
             if self.service.end(session):
                 self._ending.popleft()
         except StateError:
-            return False  # the log takes nothing now: in a second again
+            self._ending.rotate(-1)  # the next one may have less to say
+            return False  # the log does not take it now: in a second again
         return bool(self._ending)
 
     # -- housekeeping ----------------------------------------------------------------------------------------------

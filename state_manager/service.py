@@ -38,6 +38,8 @@ SWEEP_LIMIT: Final = 500
 """Expired entries that one tick deletes, and freed entries of emptied spaces."""
 
 
+WOKEN_BYTES: Final = 16 * 2**20
+"""Replies to requests that waited which one tick may hold; who else waits for the same is answered in the next."""
 WAKE_LIMIT: Final = 500
 """Parked requests whose time has come that one tick looks at."""
 HOLDS_SHOWN: Final = 100
@@ -110,6 +112,7 @@ class Service:
         self._written: Change | None = None  # what the last command changed, if that is one entry
         self._holding = False  # lines are left alone for the moment
         self._not_before = 0.0  # lines are left alone until then
+        self._woken_bytes = 0
         self.add(
             row("manager", "abandon", self._abandon, writes=True),
             row("manager", "workers", self._workers, writes=False),
@@ -233,6 +236,7 @@ class Service:
             self._touched = []
         if self._moved:
             self.lines.settle()
+            self._woken_bytes = 0
         if self.store.changed or self.store.all_changed:
             self._publish()
 
@@ -244,6 +248,7 @@ class Service:
         self._view.take_back()
         self.lines.take_back()
         self.woken.clear()
+        self._woken_bytes = 0
         for lane, number, reply in reversed(self._touched):
             lane.number, lane.reply = number, reply
         for new in self._new:
@@ -308,12 +313,14 @@ class Service:
     def _run_lines(self) -> None:
         """Run the lines that were touched: each from its head to the first that waits again, or, without order, all."""
         lines = self.lines
-        while lines.touched:
+        while lines.touched and self._woken_bytes < WOKEN_BYTES:
             name = next(iter(lines.touched))
             head = lines.head(name)
             if head is not None and not head.in_order:
                 for parked in lines.all(name):
                     self._try(parked)
+                    if self._woken_bytes >= WOKEN_BYTES:
+                        return  # the line stays touched, and those who were answered have left it
             else:
                 while head is not None and self._try(head):
                     head = lines.head(name)
@@ -348,6 +355,7 @@ class Service:
             lane.reply = reply
         self.lines.wake(parked)
         self.woken.append((lane, reply))
+        self._woken_bytes += len(reply)
 
     def next_wake(self) -> float:
         """Return when ``wake`` is to be called, infinite if nobody waits for a time."""
@@ -377,7 +385,7 @@ class Service:
                     if parked.until <= now:
                         self._answer(parked, (RETURN, parked.timed_out))
                     else:
-                        self.lines.set_due(parked, parked.due)
+                        self.lines.set_due(parked, min(parked.until, self._not_before))
                 self.commit()
 
     def unpark(self, lane: Lane) -> None:
@@ -450,12 +458,20 @@ class Service:
         return self.store.collect(SWEEP_LIMIT * 10) or len(expired) == SWEEP_LIMIT
 
     def _end_entries(self, keys: Sequence[tuple[str, Key]]) -> None:
-        """Make of these entries what becomes of them without their owner, or after their deadline."""
+        """Make of these entries what becomes of them without their owner, or after their deadline.
+
+        Those that only go are a tick of their own, and the first: it can be logged on a full disk too.
+        """
         now = self._view.now
-        self._view.apply(
-            [change for space, key in keys for change in ended(space, key, self.store.get(space, key), now)]
-        )
-        self._commit_or_undo()
+        gone: list[Change] = []
+        moved: list[Change] = []
+        for space, key in keys:
+            changes = ended(space, key, self.store.get(space, key), now)
+            (gone if all(entry is ABSENT for _, _, entry in changes) else moved).extend(changes)
+        for part in (gone, moved):
+            if part:
+                self._view.apply(part)
+                self._commit_or_undo()
 
     def _commit_or_undo(self) -> None:
         try:

@@ -11,10 +11,13 @@ In any other process, such as a script that connects by itself, it begins at onc
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
+
+logger = logging.getLogger("state_manager")
 
 _began_in: int | None = None
 _waiting: list[Callable[[], object]] = []
@@ -28,6 +31,8 @@ def when_serving(begin: Callable[[], object], *, web: bool) -> None:
     _waiting.append(begin)
     if _is_gunicorn():
         _listen_to_gunicorn()
+    elif not (web or is_test()):
+        logger.warning("nothing is elected in a `flask` command: with a SharedState it begins at the first request")
 
 
 def begin() -> None:

@@ -99,7 +99,7 @@ class DictObject:
         size = sum(map(getsizeof, found))
         while cursor is not None:
             check_size(size)
-            cursor, more = self._ask("scan", cursor, values)
+            cursor, more, *_ = self._ask("scan", cursor, values)
             size += sum(map(getsizeof, more))
             found += more
         return list(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_next_computes_if_one_ends(room: FlightRoom) -> None:
     assert second > token
     assert room.answers[c] == []
     assert room.computed(b, second) is True
-    assert room.answers[c] == [["v"]]
+    assert room.answers[c] == [True]
     assert room.flight() is ABSENT
 
 
@@ -150,7 +151,7 @@ def test_who_has_no_lane_computes_nothing(room: FlightRoom) -> None:
     with pytest.raises(TypeError, match="lanes"):
         room.service.call_unattached("dict", "compute", ["d", "k", 60.0, 0.0])
     room.ask(room.lane(), "dict", "set", "d", "k", 1)
-    assert room.service.call_unattached("dict", "compute", ["d", "k", 60.0, 0.0]) == [1]
+    assert room.service.call_unattached("dict", "compute", ["d", "k", 60.0, 0.0]) is True
 
 
 # -- transactions ------------------------------------------------------------------------------------------------------
@@ -165,12 +166,12 @@ def test_a_commit_is_one_frame_and_a_repeat_of_it_counts_once(room: FlightRoom) 
     version = room.service.store.version("d", "n")
     writes = [["d", "n", SET, 1, None], ["e", 7, SET, "x", 60.0], [COUNTERS, "c", SET, 5, None]]
     frames = len(room.log.frames)
-    assert commit(room, a, [["d", "n", version]], writes) is None
+    assert commit(room, a, [["d", "n", version, inf]], writes) is None
     assert len(room.log.frames) == frames + 1
     assert room.service.store.get("e", 7) == Entry("x", 1_060.0)
-    again = room.ask(a, "transaction", "commit", [["d", "n", version]], writes, number=room.lanes[a].number)
+    again = room.ask(a, "transaction", "commit", [["d", "n", version, inf]], writes, number=room.lanes[a].number)
     assert again is None
-    assert commit(room, a, [["d", "n", version]], writes)[0] == "Conflict"
+    assert commit(room, a, [["d", "n", version, inf]], writes)[0] == "Conflict"
     assert len(room.log.frames) == frames + 1
 
 
@@ -208,10 +209,12 @@ def test_keep_keeps_the_deadline(room: FlightRoom) -> None:
         ({}, []),
         ([], {}),
         ([["d"]], []),
-        ([["d", "k", "1"]], []),
-        ([["d", True, 1]], []),
-        ([[":sessions", "k", 1]], []),
-        ([[":secrets", "k", 1]], []),
+        ([["d", "k", 1]], []),
+        ([["d", "k", "1", inf]], []),
+        ([["d", "k", 1, None]], []),
+        ([["d", True, 1, inf]], []),
+        ([[":sessions", "k", 1, inf]], []),
+        ([[":secrets", "k", 1, inf]], []),
         ([], [["d", "k", SET]]),
         ([], [["d", "k", SET, [1], None]]),
         ([], [["d", "k", SET, 1, -1]]),

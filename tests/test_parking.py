@@ -560,7 +560,7 @@ def test_an_item_may_be_had_at_the_very_moment_that_it_is_put(room: Room) -> Non
     putter, getter = room.lane(), room.lane()
     for moment in range(2_000):
         room.at(1.7e9 + moment * 0.000_137_317)
-        room.ask(putter, "queue", "put", "q", moment, 0.0, 0, 0.0)
+        room.ask(putter, "queue", "put", "q", moment, 0.0, 0, None, 0.0)
         assert room.ask(putter, "queue", "peek", "q") == [moment]
         number, value, _ = room.ask(getter, "queue", "get", "q", None, None, 0.0)
         assert value == moment
@@ -572,7 +572,7 @@ def test_a_delayed_item_is_had_when_its_time_has_come(room: Room) -> None:
     for moment in range(500):
         room.at(1.7e9 + moment * 0.010_137_317)
         assert room.ask(getter, "queue", "get", "q", None, None, 1.0) is None
-        room.ask(putter, "queue", "put", "q", moment, 0.005, 0, 0.0)
+        room.ask(putter, "queue", "put", "q", moment, 0.005, 0, None, 0.0)
         assert room.answers[getter][moment:] == []
         due = room.service.next_wake() - NOW
         assert due == pytest.approx(1.7e9 + moment * 0.010_137_317 + 0.005, abs=3e-6, rel=0)

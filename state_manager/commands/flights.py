@@ -14,7 +14,7 @@ from typing import Any, Final
 from ..checks import FLIGHT, Key, check_int, check_key, check_name, check_stored, seconds, timeout
 from ..errors import ComputeFailed
 from ..store import ABSENT, Change, Entry, Stored
-from .base import Done, Outcome, View, Wait, entry, owner_of, row, value_of
+from .base import Done, Outcome, View, Wait, entry, owner_of, row
 
 FAILED: Final = 0
 """Stands where the token of one who computes is."""
@@ -26,15 +26,17 @@ TOKEN, VERSION = range(2)
 
 
 def compute(view: View, now: float, space: str, key: Key, lease: float, wait: float) -> Outcome:
-    """Return ``[value]`` if it is there, the token of him who is to compute it, or None if it did not come in time.
+    """Return True if the value is there, the token of him who is to compute it, or None if it did not come in time.
+
+    The value itself is for who asks again: a reply of a write is kept for a retry, and each who has waited would have
+    one with the value in it.
 
     Raises ComputeFailed if he has failed for whom this request has waited.
     """
     _check(space, key)
     until = now + timeout(wait)
-    found = view.get(space, key)
-    if found is not ABSENT:
-        return [value_of(found)], ()
+    if view.get(space, key) is not ABSENT:
+        return True, ()
     flight = view.get(FLIGHT + space, key)
     if flight is ABSENT or (flight.value[TOKEN] == FAILED and not view.parked):
         return _begin(view, now, space, key, lease)
@@ -97,9 +99,9 @@ def deleted(view: View, space: str, key: Key, found: Any) -> Sequence[Change]:
     return () if found is ABSENT else ((space, key, ABSENT),)
 
 
-def all_out_of_date(view: View, space: str) -> Sequence[Change]:
-    """Return the changes that see to the same for a whole dict."""
-    return ((FLIGHT + space, None, ABSENT),) if view.size(FLIGHT + space) else ()
+def emptied(view: View, space: str) -> Sequence[Change]:
+    """Return the changes that empty a dict, with the same effect; what is empty does not change."""
+    return tuple((name, None, ABSENT) for name in (space, FLIGHT + space) if view.size(name))
 
 
 def _begin(view: View, now: float, space: str, key: Key, lease: float) -> Done:

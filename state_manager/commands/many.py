@@ -9,7 +9,7 @@ from ..checks import SHORT, Key, check_key, check_name, check_stored
 from ..errors import TooLarge
 from ..store import ABSENT, NEVER, Change, Entry
 from .base import Done, View, check_readable, check_size, entry, row, shown, shown_value
-from .flights import all_out_of_date, deleted
+from .flights import deleted, emptied
 
 ANSWER_COST: Final = 24
 """What an answer of many takes beside its value."""
@@ -72,24 +72,20 @@ def clear(view: View, now: float, space: str) -> Done:
     """Delete every entry; return how many there were."""
     check_name(space)
     count = view.size(space)
-    return count, (*(((space, None, ABSENT),) if count else ()), *all_out_of_date(view, space))
+    return count, emptied(view, space)
 
 
 def scan(view: View, now: float, space: str, cursor: list[int] | None = None, values: bool = False) -> Done:
-    """Return ``[next cursor or None, [key, ...]]``, or with values ``[key, value, key, value, ...]``.
+    """Return ``[next cursor or None, [key, ...], version, deadline]``; with values the list has each after its key.
 
-    A key that is there from the first page to the last is given exactly once. A page that holds the whole dict comes
-    with the version of the dict itself and the first deadline in it, infinite if there is none.
+    A key that is there from the first page to the last is given exactly once. ``version`` is that of the dict itself:
+    pages with the same one are of one moment. ``deadline`` is the first of the page, infinite if there is none.
     """
     check_readable(space)
     page, following = view.page(space, cursor)
-    if not values:
-        return [following, [key for key, _ in page]], ()
-    items = [item for key, found in page for item in (key, shown_value(found))]
-    if cursor is not None or following is not None:
-        return [following, items], ()
-    deadlines = [found.deadline for _, found in page if type(found) is Entry]
-    return [None, items, view.space_version(space), min(deadlines, default=NEVER)], ()
+    deadline = min([found.deadline for _, found in page if type(found) is Entry], default=NEVER)
+    items = [item for key, found in page for item in (key, shown_value(found))] if values else [key for key, _ in page]
+    return [following, items, view.space_version(space), deadline], ()
 
 
 def _list(items: object) -> list[Any]:

@@ -19,7 +19,7 @@ from ..checks import (
 from ..store import ABSENT, Entry
 from .base import FINGERPRINTS, ONCE, Done, View, row, value_of
 from .entries import add_to
-from .flights import all_out_of_date
+from .flights import emptied
 from .limits import LIMITS
 
 PREVIOUS_LIMIT = 16
@@ -114,8 +114,8 @@ def drop(view: View, now: float, name: str) -> Done:
     """Delete a dict with all that belongs to it; return whether it was there."""
     check_name(name)
     there = view.size(name) > 0 or view.get(OPTIONS, name) is not ABSENT
-    flights = all_out_of_date(view, name)
-    return (True, ((name, None, ABSENT), (OPTIONS, name, ABSENT), *flights)) if there else (False, flights)
+    options = ((OPTIONS, name, ABSENT),) if view.get(OPTIONS, name) is not ABSENT else ()
+    return there, (*emptied(view, name), *options)
 
 
 def ping(view: View, now: float) -> Done:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..checks import COUNTERS, Key, check_int, check_key, check_name, check_stored
 from ..errors import Conflict, TooLarge
-from ..store import ABSENT, Change
+from ..store import Change
 from .base import Done, View, entry, row, with_value
-from .flights import all_out_of_date, deleted
+from .flights import deleted, emptied
 from .many import MANY
 from .queues import item
 
@@ -25,20 +25,23 @@ that is put into a queue, ``[name, max_deliveries, PUT, value, delay]``."""
 def commit(view: View, now: float, reads: list[Any], writes: list[Any]) -> Done:
     """Make all writes, or raise Conflict and make none.
 
-    ``reads``: ``[space, key or None, version]`` each. ``writes``: ``[space, key or None, what, value, ttl]`` each, in
+    ``reads``: ``[space, key or None, version, deadline]`` each, the deadline being that of a whole dict, or infinite.
+    ``writes``: ``[space, key or None, what, value, ttl]`` each, in
     order; a key comes once, and after its dict's emptying.
     """
     if type(reads) is not list or type(writes) is not list:
         raise TypeError("reads and writes are lists")
     if len(reads) + len(writes) > MANY:
         raise TooLarge(f"a transaction of {len(reads) + len(writes):,} reads and writes is over the limit of {MANY:,}")
-    for space, key, version in reads:
+    for space, key, version, deadline in reads:
         _check_space(space)
         check_int(version, "a version")
+        if type(deadline) is not float:
+            raise TypeError("a deadline is a float")
         if key is not None:
             check_key(key)
             view.get(space, key)  # first: meeting an expired entry advances the version
-        if (view.space_version(space) if key is None else view.version(space, key)) != version:
+        if deadline <= now or (view.space_version(space) if key is None else view.version(space, key)) != version:
             what = f"the dict {space!r}" if key is None else f"{space}[{key!r}]"
             raise Conflict(f"{what} has changed since this transaction read it, so nothing was applied: run it again")
     changes: list[Change] = []
@@ -53,19 +56,13 @@ def commit(view: View, now: float, reads: list[Any], writes: list[Any]) -> Done:
     return None, changes
 
 
-def space_version(view: View, now: float, space: str) -> Done:
-    """Return the version of a whole dict."""
-    _check_space(space)
-    return view.space_version(space), ()
-
-
 def _changes(view: View, now: float, space: str, key: Key | None, what: int, value: Any, ttl: Any) -> Sequence[Change]:
     _check_space(space)
     if space == COUNTERS:
         check_name(key)
         check_int(value, "a counter")
     if what == CLEAR:
-        return (space, None, ABSENT), *all_out_of_date(view, space)
+        return emptied(view, space)
     check_key(key)
     assert key is not None
     if what == DELETE:
@@ -83,7 +80,4 @@ def _check_space(space: object) -> None:
         check_name(space)
 
 
-COMMANDS = (
-    row("transaction", "commit", commit, writes=True),
-    row("dict", "version", space_version, writes=False),
-)
+COMMANDS = (row("transaction", "commit", commit, writes=True),)

@@ -33,7 +33,7 @@ class FlaskSettings:
     secret: str | None
     retry_after: int
     sessions: bool
-    session_user_key: str
+    session_user_key: str | None
     session_max_bytes: int
 
     @classmethod
@@ -49,7 +49,7 @@ class FlaskSettings:
             secret=None if _leaves_key_alone(app) else _look_up(app, "STATE_MANAGER_SECRET", _name, "session"),
             retry_after=_look_up(app, "STATE_MANAGER_RETRY_AFTER", _whole_seconds, 1),
             sessions=_look_up(app, "STATE_MANAGER_SESSIONS", _boolean, False),
-            session_user_key=_look_up(app, "STATE_MANAGER_SESSION_USER_KEY", check_user_key, "_user_id"),
+            session_user_key=_look_up(app, "STATE_MANAGER_SESSION_USER_KEY", check_user_key, None),
             session_max_bytes=_look_up(app, "STATE_MANAGER_SESSION_MAX_BYTES", _bytes, 65_536),
         )
 

@@ -51,7 +51,6 @@ class SharedState(StateManager):
     ) -> None:
         self._keeps_sessions = sessions
         self._session_user_key = session_user_key
-        self._candidacies = {}
         self._bindings: WeakKeyDictionary[Flask, Binding] = WeakKeyDictionary()
         self._caller = _CurrentCaller(self)
         if "flask_limiter" in sys.modules:
@@ -103,14 +102,14 @@ class SharedState(StateManager):
     @property
     def sessions(self) -> Sessions:
         """The sessions, to list and to revoke. Raises RuntimeError at its use if the manager does not keep them."""
-        return Sessions(SessionRecords(self._caller), self._user_key)
+        return Sessions(SessionRecords(self._caller), self._user_keys)
 
-    def _user_key(self) -> str:
+    def _user_keys(self) -> tuple[str, ...]:
         app, _ = self._current()
         interface = app.session_interface
         if not isinstance(interface, ServerSessionInterface):
             raise RuntimeError(f"the app {app.name!r} keeps no sessions here: SharedState(app, sessions=True)")
-        return interface.user_key
+        return interface.user_keys
 
     def _current(self) -> tuple[Flask, Binding]:
         if has_app_context():
@@ -175,6 +174,9 @@ class _CurrentCaller:
 
     def look(self) -> None:
         self.current.look()
+
+    def tell_later(self, kind: str, name: str, args: Sequence[Any]) -> None:
+        self.current.tell_later(kind, name, args)
 
     def close(self) -> None:
         self._state.manager.close()

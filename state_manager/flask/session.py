@@ -48,12 +48,12 @@ class Ticket(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What the app's configuration says: seconds, whether reading prolongs, bytes, and where the user is."""
+    """What the app's configuration says: seconds, whether reading prolongs, bytes, and where the user may be."""
 
     lifetime: float
     refresh: bool
     max_bytes: int
-    user_key: str
+    user_keys: tuple[str, ...]
 
 
 class Answer(Enum):
@@ -261,7 +261,7 @@ class ServerSession(SessionMixin):
         assert self._ticket is not None
         changes = self._changes(read)
         mine = changes.apply(read["data"])
-        regenerate = self._regenerate or mine.get(rules.user_key) != read["data"].get(rules.user_key)
+        regenerate = self._regenerate or any(mine.get(key) != read["data"].get(key) for key in rules.user_keys)
         renew = regenerate or (due and (rules.refresh or self.modified or bool(changes)))
         if not (changes or renew or self._ticket.stale):
             return Answer.LEAVE

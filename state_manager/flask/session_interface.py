@@ -14,6 +14,7 @@ It says which session it is for, and when it was signed:
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from flask import Flask, Request, Response
 from flask.sessions import SecureCookieSessionInterface, SessionInterface, SessionMixin
@@ -28,6 +29,10 @@ from .config import check_user_key
 from .keys import SharedKeyInterface
 from .session import Answer, Rules, ServerSession, Ticket
 from .session_records import SessionRecords
+
+USER_KEYS: Final = ("_user_id", "user_id", "userid", "uid", "user", "username", "account_id")
+"""Where an app that does not tell has its user: the first is Flask-Login's. When any of them changes the session gets a
+new token, or a cookie that somebody has planted before would be good afterwards."""
 
 
 def install(app: Flask, binding: Binding, sessions: bool | None, user_key: str | None) -> None:
@@ -61,9 +66,10 @@ class ServerSessionInterface(SessionInterface):
         allow(Markup, encode=str, decode=Markup)  # Flask's own sessions take it, and flash() is given it
 
     @property
-    def user_key(self) -> str:
-        """The key under which a session says whose it is."""
-        return self._user_key or self._binding.settings.session_user_key
+    def user_keys(self) -> tuple[str, ...]:
+        """The keys under which a session may say whose it is: the app's, or those that are common."""
+        key = self._user_key or self._binding.settings.session_user_key
+        return USER_KEYS if key is None else (key,)
 
     def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
         """Return the session, which is read when it is used: a page that needs none needs no manager."""
@@ -100,7 +106,7 @@ class ServerSessionInterface(SessionInterface):
             lifetime=_lifetime(app),
             refresh=app.config["SESSION_REFRESH_EACH_REQUEST"],
             max_bytes=self._binding.settings.session_max_bytes,
-            user_key=self.user_key,
+            user_keys=self.user_keys,
         )
         try:
             answer = session.save(rules, time.time())

@@ -35,9 +35,9 @@ class Sessions:
     A user is what a session has under ``session_user_key``, and is looked for by its text: 7 and "7" are the same one.
     """
 
-    def __init__(self, records: SessionRecords, user_key: Callable[[], str]) -> None:
+    def __init__(self, records: SessionRecords, user_keys: Callable[[], tuple[str, ...]]) -> None:
         self._records = records
-        self._user_key = user_key
+        self._user_keys = user_keys
 
     def __repr__(self) -> str:
         return f"<Sessions in {self._records!r}>"
@@ -47,10 +47,11 @@ class Sessions:
         return len(self._records)
 
     def __iter__(self) -> Iterator[SessionInfo]:
-        key = self._user_key()
+        keys = self._user_keys()
         for sid, record in self._records.all():
             if data := record["data"]:
-                yield SessionInfo(sid, data.get(key), record["created"], record["seen"], data)
+                user = next((data[key] for key in keys if data.get(key) is not None), None)
+                yield SessionInfo(sid, user, record["created"], record["seen"], data)
 
     def of(self, user: object) -> list[SessionInfo]:
         """Return the sessions of a user. Raises TypeError for None, which is nobody."""
@@ -59,15 +60,15 @@ class Sessions:
         found = list(self)
         if found and all(one.user is None for one in found):
             logger.warning(
-                "none of %d sessions says whose it is, under %r: is it another key, session_user_key=...?",
+                "none of %d sessions says whose it is, under %s: is it another key, session_user_key=...?",
                 len(found),
-                self._user_key(),
+                " or ".join(map(repr, self._user_keys())),
             )
         return [one for one in found if one.user is not None and str(one.user) == str(user)]
 
     def revoke(self, sid: str) -> bool:
         """End one session; return whether it was there."""
-        self._user_key()
+        self._user_keys()
         return self._records.delete(sid)
 
     def revoke_user(self, user: object, *, keep: str | None = None) -> int:
@@ -82,7 +83,7 @@ class Sessions:
 
     def revoke_all(self) -> int:
         """End every session, at once; return how many there were."""
-        self._user_key()
+        self._user_keys()
         count = len(self._records)
         self._records.clear()
         return count

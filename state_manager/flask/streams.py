@@ -16,7 +16,8 @@ from typing import Final
 
 from flask import Flask, Response, current_app, request
 
-from ..errors import TimedOut, Unavailable
+from ..checks import INT_MAX
+from ..errors import StateError, TimedOut, Unavailable
 from ..proxies.channels import Channel, Message, Subscription
 from .extension import caller_now
 
@@ -67,7 +68,7 @@ def _warn(app: Flask) -> None:
 def _last_id() -> int | None:
     """Return the id of the message that the browser had last, None for one that it did not have from us."""
     text = request.headers.get("Last-Event-ID") or request.args.get("after", "")
-    return int(text) if text.isdecimal() and len(text) < 20 else None
+    return id_ if text.isdecimal() and len(text) < 20 and (id_ := int(text)) <= INT_MAX else None
 
 
 def _beginning(id_: int | None) -> str:
@@ -80,8 +81,10 @@ def _stream(app: Flask, subscription: Subscription, event: str | None) -> Iterat
         while not subscription.closed:
             message = subscription.get(KEEP_ALIVE)
             yield ": still here\n\n" if message is None else _text(app, message, event)
-    except (TimedOut, Unavailable):
-        return  # the worker is being stopped, or the manager is down: the browser connects again
+    except TimedOut:
+        return  # the worker is being stopped
+    except StateError as error:
+        app.logger.warning("an event stream ends, and its browser connects again: %s", error)
 
 
 def _text(app: Flask, message: Message, event: str | None) -> str:

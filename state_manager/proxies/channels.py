@@ -70,7 +70,7 @@ class Subscription(Iterator[Message]):
 
         Raises TimedOut if the process is being stopped meanwhile.
         """
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         if self._closed:
             return None
         if not self._read:

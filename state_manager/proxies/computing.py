@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ class Computing:
     def get(self, key: Key, function: Function, ttl: float | None, timeout: float, early: float | None) -> Any:
         """Return the value that is there, else the one that ``function`` returns here or where it is running."""
         check_key(key)
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         if early is not None and (ttl is None or not 0 < early < ttl):
             raise ValueError(f"early is above zero and below the ttl, so it needs one: not {early!r} of {ttl!r}")
         value = self._near.get(key, MISSING)
@@ -45,12 +46,17 @@ class Computing:
         return value
 
     def _compute_or_wait(self, key: Key, function: Function, ttl: float | None, timeout: float) -> Any:
-        found = self._caller.wait("dict", "compute", (self._near.name, key, self._lease), timeout)
-        if found is None:
-            raise TimedOut(f"{self._near.name}[{key!r}] was being computed by somebody else for {timeout:g} s")
-        if type(found) is list:
-            return self._near.decoded(key, found[0])
-        return self._compute(key, function, ttl, found)
+        until = time.monotonic() + timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            found = self._caller.wait("dict", "compute", (self._near.name, key, self._lease), left)
+            if found is None:
+                raise TimedOut(f"{self._near.name}[{key!r}] was being computed by somebody else for {timeout:g} s")
+            if found is not True:
+                return self._compute(key, function, ttl, found)
+            value = self._near.get(key, MISSING)
+            if value is not MISSING:  # else it has gone again since
+                return value
 
     def _refreshed(self, key: Key, function: Function, ttl: float | None, value: Any) -> Any:
         """Compute the value anew, unless somebody does, or has just failed: the one that is there is good enough."""
@@ -76,7 +82,12 @@ class Computing:
         except BaseException:  # the process is ending, or the request was killed: that says nothing about the value
             self._tell("give_up", *mine)
             raise
-        self._caller.call("dict", "computed", (*mine, stored, ttl), True)
+        try:
+            if not self._caller.call("dict", "computed", (*mine, stored, ttl), True):
+                logger.info("%s[%r] was written, deleted or taken over while it was computed", self._near.name, key)
+        except StateError as error:  # there is no room, or no manager: the value is as good
+            logger.warning("%s[%r] was computed and cannot be stored: %s", self._near.name, key, error)
+            self._tell("give_up", *mine)
         return value
 
     def _tell(self, command: str, *args: Any) -> None:

@@ -4,7 +4,10 @@ A process stands for a leadership once, whatever number of objects it has of tha
 lock of the manager's, which is free again when its holder's process ends. It stands from the first ``run`` or ``every``
 on, or rather from when the process serves (``serving``).
 
-``threading.Thread``, ``Event`` are looked up when they are used: gevent may replace them after this was imported.
+Rules
+- Nothing is called while a ``Candidacy``'s lock is held, which may have been made before gevent replaced it.
+- ``threading.Thread``, ``Event`` are looked up and made when they are used, for the same reason.
+- A function never runs twice at a time in one process, though a term ends and another begins while it runs.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 from .. import serving
 from ..caller import Caller
 from ..checks import LEADERS, check_name, seconds
 from ..client import is_stopping
-from ..errors import NotOwner, StateError, TimedOut, Unavailable
+from ..errors import NotOwner, Unavailable
 from ..patience import Patience
 from .locks import Owner
 from .near import Near
@@ -30,20 +35,29 @@ logger = logging.getLogger("state_manager")
 
 WAIT: Final = 20.0
 """Seconds of one request for the leadership, of which one follows the other."""
+LOOK: Final = 20.0
+"""Seconds between two looks of a leader whether it still is one, which cost a look at its own memory."""
+
 Function = TypeVar("Function", bound=Callable[[], object])
 
 
 class Term:
-    """From an election to its end. ``over`` is set when it is to end; ``periodic``: what it waits for then."""
+    """From an election to its end, which comes when ``over`` is set."""
 
     def __init__(self, token: int) -> None:
         self.token = token
         self.over = threading.Event()
-        self.periodic: list[threading.Thread] = []
 
 
-Job = Callable[[Term], None]
-"""What is done in a term, in a thread of its own."""
+class Job:
+    """Something that is done in every term, in a thread of its own. ``periodic``: a term's end waits for it."""
+
+    def __init__(self, name: str, function: Callable[[Term], None], *, periodic: bool) -> None:
+        self.name = name
+        self.function = function
+        self.periodic = periodic
+        self.term: Term | None = None  # the last one that it was started in
+        self.thread: threading.Thread | None = None
 
 
 class Candidacy:
@@ -53,51 +67,62 @@ class Candidacy:
         check_name(name)
         self.caller = caller
         self.name = name
+        self._near = Near(caller, LEADERS)
         self._lock = threading.Lock()
         self._pid = 0  # of the process that stands
         self._forget()
 
     def _forget(self) -> None:
-        self._jobs: list[tuple[Job, bool]] = []
-        self._resigned = threading.Event()
-        self._standing = False
-        self.term: Term | None = None
+        self._jobs: dict[str, Job] = {}
+        self._resigned: threading.Event | None = None  # there is one while it stands
+        self._term: Term | None = None
 
-    def add(self, job: Job, *, periodic: bool, web: bool) -> None:
+    def held(self) -> list[Any]:
+        """Return ``[token, pid, thread, since, ...]`` of who leads, ``[]`` if nobody does."""
+        found: list[Any] = self._near.get(self.name, [])
+        return found
+
+    def add(self, job: Job, *, web: bool) -> None:
         """Do this in every term of this process; stand for it, if it does not yet."""
         if self._pid not in (0, os.getpid()):  # a process that stands has forked this one, which does not
             self._lock, self._pid = threading.Lock(), 0
             self._forget()
         with self._lock:
-            self._jobs.append((job, periodic))
-            if self.term is not None:
-                self._start(self.term, job, periodic)
+            if job.name in self._jobs:
+                logger.warning("%s is given to leader %r again: the last one counts", job.name, self.name)
+            self._jobs[job.name] = job
+            term = self._term
+        if term is not None:
+            self._start(term, job)
         serving.when_serving(self._stand, web=web)
 
     def _stand(self) -> None:
         with self._lock:
-            if not self._standing and self._jobs:
-                self._standing, self._pid = True, os.getpid()
-                _thread(f"leader {self.name}", partial(self._run, self._resigned))
+            if self._resigned is not None or not self._jobs:
+                return
+            self._resigned, self._pid = threading.Event(), os.getpid()
+            resigned = self._resigned
+        _thread(f"leader {self.name}", partial(self._run, resigned))
 
     def resign(self) -> None:
         """End the term, or the standing for one, and forget what is to be done."""
         with self._lock:
-            resigned, term = self._resigned, self.term
+            resigned, term = self._resigned, self._term
             self._forget()
-        resigned.set()
+            if resigned is not None:
+                resigned.set()
         if term is not None:
             term.over.set()
 
     def _run(self, resigned: threading.Event) -> None:
         """Stand for election, lead, and so on, until this process resigns or ends."""
         patience = Patience(f"stand for leader {self.name!r}")
-        while not resigned.is_set() and not is_stopping():
+        while not resigned.is_set():
             try:
                 token = self.caller.wait("leader", "acquire", (self.name, threading.get_ident(), None, 0), WAIT)
-            except TimedOut:
-                return  # the process is being stopped
-            except StateError as error:
+            except Exception as error:
+                if is_stopping():
+                    return
                 patience.rest(error, resigned)
                 continue
             patience.reset()
@@ -107,19 +132,21 @@ class Candidacy:
     def _lead(self, token: int, resigned: threading.Event) -> None:
         term = Term(token)
         with self._lock:
-            if resigned.is_set():
-                term.over.set()
-            else:
-                logger.info("process %d leads %r", os.getpid(), self.name)
-                self.term = term
-                for job, periodic in self._jobs:
-                    self._start(term, job, periodic)
-        term.over.wait()
-        for thread in term.periodic:
-            thread.join()  # so that what the next leader does does not overlap it
+            if not resigned.is_set():
+                self._term = term
+            jobs = list(self._jobs.values()) if self._term is term else []
+        if jobs:
+            logger.info("process %d leads %r", os.getpid(), self.name)
+            for job in jobs:
+                self._start(term, job)
+            while not term.over.wait(LOOK):
+                self.leads(term)
+        for job in jobs:
+            if job.periodic and job.thread is not None:
+                job.thread.join()  # so that what the next leader does does not overlap it
         with self._lock:
-            if self.term is term:
-                self.term = None
+            if self._term is term:
+                self._term = None
         self._release(token)
 
     def _release(self, token: int) -> None:
@@ -130,28 +157,60 @@ class Candidacy:
                 return
             except NotOwner:
                 return
-            except StateError as error:
+            except Exception as error:
+                if is_stopping():
+                    return
                 patience.rest(error)
 
-    def _start(self, term: Term, job: Job, periodic: bool) -> None:
-        thread = _thread(f"{self.name} of leader", partial(job, term))
-        if periodic:
-            term.periodic.append(thread)
+    def _start(self, term: Term, job: Job) -> None:
+        with self._lock:
+            if job.term is term:
+                return
+            before, job.term = job.thread, term
+        if before is not None and before.is_alive():
+            logger.warning("%s of leader %r still runs, so it is not started again", job.name, self.name)
+            return
+        job.thread = _thread(f"{job.name} of leader {self.name}", partial(job.function, term))
+
+    def leads(self, term: Term) -> bool:
+        """Return whether a term of this process goes on, as the manager has it; end it if it does not.
+
+        While no manager can be reached nobody else can be elected, so it does.
+        """
+        try:
+            found = self.held()
+        except Unavailable:
+            return True
+        if found and found[0] == term.token:
+            return True
+        self.lost(term)
+        return False
 
     def lost(self, term: Term) -> None:
         """Note that the manager knows another leader: its state was removed, perhaps. This process stands again."""
-        logger.warning("process %d does not lead %r any more", os.getpid(), self.name)
+        if not term.over.is_set():
+            logger.warning("process %d does not lead %r any more", os.getpid(), self.name)
         term.over.set()
 
     def current(self) -> Term | None:
         """Return the term of this very process."""
-        return self.term if self._pid == os.getpid() else None
+        return self._term if self._pid == os.getpid() else None
 
 
 def _thread(name: str, function: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=function, name=name, daemon=True)
     thread.start()
     return thread
+
+
+_candidacies: WeakValueDictionary[tuple[Any, str], Candidacy] = WeakValueDictionary()
+
+
+def candidacy_of(caller: Caller, name: str) -> Candidacy:
+    """Return this process's standing for the leadership of this name in one directory, or store."""
+    where = getattr(caller, "path", caller)
+    found = _candidacies.get((where, name))
+    return _candidacies.setdefault((where, name), Candidacy(caller, name)) if found is None else found
 
 
 class Leader:
@@ -164,7 +223,6 @@ class Leader:
         self._candidacy = candidacy
         self._name = candidacy.name
         self._web = web
-        self._near = Near(candidacy.caller, LEADERS)
 
     def __repr__(self) -> str:
         return f"<Leader {self._name!r} in {self._candidacy.caller!r}>"
@@ -176,16 +234,7 @@ class Leader:
         While no manager can be reached nobody else can be elected, so it stays what it was.
         """
         term = self._candidacy.current()
-        if term is None:
-            return False
-        try:
-            found = self._held()
-        except Unavailable:
-            return True
-        if found and found[0] == term.token:
-            return True
-        self._candidacy.lost(term)
-        return False
+        return term is not None and self._candidacy.leads(term)
 
     @property
     def token(self) -> int | None:
@@ -196,12 +245,8 @@ class Leader:
     @property
     def owner(self) -> Owner | None:
         """The process that leads, None if none does."""
-        found = self._held()
+        found = self._candidacy.held()
         return Owner(*found[1:4]) if found else None
-
-    def _held(self) -> list[Any]:
-        found: list[Any] = self._near.get(self._name, [])
-        return found
 
     def run(self, function: Callable[[], object]) -> None:
         """Return at once; a daemon thread calls ``function`` when this process is elected.
@@ -209,22 +254,23 @@ class Leader:
         It stays the leader when the function returns. One that raises is called again, after a second at first and a
         minute at most. Nothing is elected in gunicorn's master, in a ``flask`` command or under pytest.
         """
-        self._candidacy.add(partial(_call, self._name, function), periodic=False, web=self._web)
+        job = Job(f"run {_name(function)} {id(function):x}", partial(_call, self._name, function), periodic=False)
+        self._candidacy.add(job, web=self._web)
 
-    def every(self, period: float) -> Callable[[Function], Function]:
+    def every(self, period: float | timedelta, name: str | None = None) -> Callable[[Function], Function]:
         """Decorate a function that the leader is to call every ``period`` seconds, the first time at once.
 
         It never overlaps itself, and the next due time is kept by the manager: another leader waits for it. One that
-        takes longer than the period leaves out the turns that it has missed; what it raises is logged.
+        takes longer than the period leaves out the turns that it has missed; what it raises is logged. ``name``: what
+        the due time is kept under, if two functions have one name; else the function's module and name.
         """
         if callable(period):
             raise TypeError("write @leader.every(60), with the seconds between two calls, above the function")
-        period = seconds(period, "a period")
+        span = seconds(period, "a period")
 
         def decorate(function: Function) -> Function:
-            job = f"{function.__module__}.{function.__qualname__}"
-            turns = Turns(self._candidacy, job, function, period)
-            self._candidacy.add(turns.run, periodic=True, web=self._web)
+            turns = Turns(self._candidacy, name or _name(function), function, span)
+            self._candidacy.add(Job(turns.name, turns.run, periodic=True), web=self._web)
             return function
 
         return decorate
@@ -236,6 +282,12 @@ class Leader:
         ``run`` is not stopped: one that goes on looks at ``is_leader``.
         """
         self._candidacy.resign()
+
+
+def _name(function: Callable[[], object]) -> str:
+    """Return the module and name of a function; of what has none, such as a partial, that of its type."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _call(name: str, function: Callable[[], object], term: Term) -> None:
@@ -253,24 +305,24 @@ def _call(name: str, function: Callable[[], object], term: Term) -> None:
 class Turns:
     """A function that is called periodically; the manager says when."""
 
-    def __init__(self, candidacy: Candidacy, job: str, function: Callable[[], object], period: float) -> None:
+    def __init__(self, candidacy: Candidacy, name: str, function: Callable[[], object], period: float) -> None:
         self._candidacy = candidacy
-        self._job = job
+        self.name = name
         self._function = function
         self._period = period
 
     def run(self, term: Term) -> None:
         """Call the function whenever it is due, until the term is over."""
-        name = self._candidacy.name
-        patience = Patience(f"see whether {self._job} is due")
+        leader, name = self._candidacy.name, self.name
+        patience = Patience(f"see whether {name} is due")
         while not term.over.is_set():
             try:
-                args = (name, term.token, self._job, self._period)
+                args = (leader, term.token, name, self._period)
                 is_due, rest = self._candidacy.caller.call("leader", "turn", args, True)
             except NotOwner:
                 self._candidacy.lost(term)
                 return
-            except StateError as error:
+            except Exception as error:
                 patience.rest(error, term.over)
                 continue
             patience.reset()
@@ -278,6 +330,6 @@ class Turns:
             if is_due:
                 try:
                     self._function()
-                except Exception:
-                    logger.exception("%s of the leader %r failed; it is called again when it is due", self._job, name)
+                except (Exception, SystemExit):
+                    logger.exception("%s of leader %r failed; it is called again when it is due", name, leader)
             term.over.wait(max(0.0, rest - (time.monotonic() - began)))

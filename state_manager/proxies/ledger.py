@@ -7,7 +7,8 @@ versions has moved on, and raises Conflict otherwise. That is optimistic concurr
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from math import inf
+from typing import Any, Final, NamedTuple, NoReturn
 
 from ..caller import Caller
 from ..checks import Key
@@ -45,7 +46,7 @@ class Ledger:
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.over = False
-        self._reads: dict[tuple[str, Key | None], int] = {}
+        self._reads: dict[tuple[str, Key | None], tuple[int, float]] = {}
         self._writes: dict[str, Writes] = {}
         self._items: list[tuple[str, int | None, int, Stored, float]] = []
 
@@ -63,11 +64,20 @@ class Ledger:
         self.check()
         return self._writes.setdefault(space, Writes())
 
-    def note(self, space: str, key: Key | None, version: int) -> None:
-        """Note that something was read in this version. Raises Conflict if it was read in another one before."""
-        if self._reads.setdefault((space, key), version) != version:
-            what = f"the dict {space!r}" if key is None else f"{space}[{key!r}]"
-            raise Conflict(f"{what} has changed since this transaction read it, so nothing was applied: run it again")
+    def note(self, space: str, key: Key | None, version: int, deadline: float = inf) -> None:
+        """Note that something was read in this version, which holds until ``deadline``, in the manager's seconds.
+
+        Raises Conflict if it was read in another version before.
+        """
+        noted, until = self._reads.get((space, key), (version, deadline))
+        self._reads[space, key] = noted, min(until, deadline)
+        if noted != version:
+            self.conflict(space, key)
+
+    def conflict(self, space: str, key: Key | None = None) -> NoReturn:
+        """Raise Conflict: this has changed."""
+        what = f"the dict {space!r}" if key is None else f"{space}[{key!r}]"
+        raise Conflict(f"{what} has changed since this transaction read it, so nothing was applied: run it again")
 
     def put(self, queue: str, value: Stored, delay: float, most: int | None) -> None:
         """Note an item for a queue."""
@@ -76,7 +86,7 @@ class Ledger:
 
     def commit(self) -> None:
         """Send it to the manager. Raises Conflict if something that was read has changed."""
-        reads = [[space, key, version] for (space, key), version in self._reads.items()]
+        reads = [[space, key, *seen] for (space, key), seen in self._reads.items()]
         writes: list[Any] = [*self._items]
         for space, written in self._writes.items():
             if written.cleared:

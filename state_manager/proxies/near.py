@@ -220,9 +220,9 @@ class Near:
         copies = self._copies()
         if copies is not None and (whole := copies.whole) is not None and whole.current and _alive(whole):
             return {key: decode(stored) for key, stored in whole.stored}, None
-        (_, (following, items, *rest), *_), page = self.caller.exchange("dict", "scan", (self.name, None, True), False)
+        reply, page = self.caller.exchange("dict", "scan", (self.name, None, True), False)
+        following, items, version, deadline = reply[1]
         pairs = list(zip(items[::2], items[1::2], strict=True))
         if following is None and page is not None and copies is not None:
-            version, deadline = rest
             copies.keep_whole(page, version, pairs, deadline)
         return {key: decode(stored) for key, stored in pairs}, following

@@ -56,6 +56,9 @@ class Configuring:
     def look(self) -> None:
         self._caller.look()
 
+    def tell_later(self, kind: str, name: str, args: Sequence[Any]) -> None:
+        self._caller.tell_later(kind, name, args)
+
     def _configure(self) -> None:
         flat = [part for option in self._given.items() for part in option]
         before = self._caller.call("dict", "configure", (self._owner.name, flat), True)

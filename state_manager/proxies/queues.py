@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Self
@@ -10,8 +9,9 @@ from typing import Any, Final, NamedTuple, Self
 from ..caller import Caller
 from ..checks import DEAD, check_int, check_name, seconds
 from ..checks import timeout as check_timeout
-from ..codec import decode, encode
+from ..codec import Stored, decode, encode
 from ..errors import NotOwner, TimedOut, Unavailable
+from ..nearcache import UNKNOWN
 from ..patience import Patience
 
 TIMEOUT: Final = 20.0
@@ -29,19 +29,27 @@ class QueueState(NamedTuple):
 class Item:
     """Something taken from a queue, which is this process's until ``ack`` or ``nack``, or its own end.
 
-    ``with item:`` acknowledges it at the end of the block, or gives it back if the block raises. ``deliveries``: how
-    often it was taken, this time included.
+    ``with item:`` acknowledges it at the end of the block, or gives it back if the block raises; if no manager can be
+    reached then, it is told as soon as one can. ``deliveries``: how often it was taken, this time included.
     """
 
-    def __init__(self, queue: Queue, receipt: bytes, value: Any, deliveries: int) -> None:
-        self.value = value
+    def __init__(self, queue: Queue, receipt: bytes, stored: Stored, deliveries: int) -> None:
+        self._stored = stored
         self.deliveries = deliveries
         self._queue = queue
         self._receipt = receipt
+        self._value: Any = UNKNOWN
         self._settled = False
 
     def __repr__(self) -> str:
         return f"<Item of {self._queue.name!r}, delivery {self.deliveries}>"
+
+    @property
+    def value(self) -> Any:
+        """A copy of what was put, the same at each look. Raises NotStorable for a class that this process lacks."""
+        if self._value is UNKNOWN:
+            self._value = decode(self._stored)
+        return self._value
 
     def __enter__(self) -> Self:
         return self
@@ -49,11 +57,14 @@ class Item:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if self._settled:
             return
-        if kind is None:
-            self.ack()
-            return
-        with contextlib.suppress(NotOwner):  # it has come back already; the block's exception says more
-            self.nack()
+        settle = self.ack if kind is None else self.nack
+        try:
+            settle()
+        except Unavailable:  # what the block has done, or not, does not depend on it
+            self._queue._caller.tell_later("queue", settle.__name__, self._said(*([] if kind is None else [0.0])))
+        except NotOwner:
+            if kind is None:
+                raise  # else it has come back already, and the block's exception says more
 
     def ack(self) -> None:
         """Say that it is done: it goes. Raises NotOwner if this delivery is over: settled, or its lease has ended."""
@@ -67,8 +78,11 @@ class Item:
         self._settle("nack", check_timeout(delay, "a delay"))
 
     def _settle(self, command: str, *args: Any) -> None:
-        self._queue._caller.call("queue", command, (self._queue.name, self._receipt, *args), True)
+        self._queue._caller.call("queue", command, self._said(*args), True)
         self._settled = True
+
+    def _said(self, *args: Any) -> tuple[Any, ...]:
+        return (self._queue.name, self._receipt, *args)
 
 
 class Queue:
@@ -116,10 +130,10 @@ class Queue:
         Where ``maxsize`` items wait, wait for room for ``timeout`` seconds, then raise TimedOut.
         """
         args = (self._name, encode(value), check_timeout(delay, "a delay"), self._maxsize, self._max_deliveries)
+        timeout = check_timeout(timeout)
         if self._maxsize:
-            number = self._caller.wait("queue", "put", args, check_timeout(timeout))
+            number = self._caller.wait("queue", "put", args, timeout)
         else:
-            check_timeout(timeout)
             number = self._caller.call("queue", "put", (*args, 0.0), True)
         if number is None:
             raise TimedOut(f"the queue {self._name!r} was full, with {self._maxsize} items or more, for {timeout:g} s")
@@ -134,7 +148,7 @@ class Queue:
         if found is None:
             return None
         receipt, stored, deliveries = found
-        return Item(self, receipt, decode(stored), deliveries)
+        return Item(self, receipt, stored, deliveries)
 
     def consume(self) -> Iterator[Item]:
         """Yield items as they come, for a worker: ``for item in queue.consume():`` and then ``with item:``.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
 from datetime import timedelta
+from math import inf
 from typing import Any, Final
 
 from ..checks import Key, check_int, check_key, seconds
@@ -81,23 +82,28 @@ class TransactionDict(MutableMapping[Key, Any]):
         return found
 
     def _whole(self, values: bool) -> dict[Key, Any]:
-        """Return what the manager holds, all of one moment.
-
-        Between two pages of it somebody may write; and to look at what had expired is a change of the dict too.
-        """
-        whole = SharedDict(self._ledger.caller, self._name)
-        version = self._version()
+        """Return what the manager holds, all of one moment: between two pages of it somebody may write."""
         for _ in range(TRIES):
-            found = whole.copy() if values else dict.fromkeys(whole)
-            before, version = version, self._version()
-            if version == before:
+            found, versions, deadline = self._pages(values)
+            if len(versions) == 1:
                 break
-        self._ledger.note(self._name, None, before)
-        self._ledger.note(self._name, None, version)
+        else:
+            self._ledger.conflict(self._name)
+        self._ledger.note(self._name, None, versions.pop(), deadline)
         return found
 
-    def _version(self) -> int:
-        return int(self._ledger.caller.call("dict", "version", (self._name,), False))
+    def _pages(self, values: bool) -> tuple[dict[Key, Any], set[int], float]:
+        """Return all entries, the versions that the dict had meanwhile, and when the first entry ends."""
+        found: dict[Key, Any] = {}
+        versions, first, cursor = set(), inf, None
+        while True:
+            args = (self._name, cursor, values)
+            cursor, page, version, deadline = self._ledger.caller.call("dict", "scan", args, False)
+            found |= zip(page[::2], map(decode, page[1::2]), strict=True) if values else dict.fromkeys(page)
+            versions.add(version)
+            first = min(first, deadline)
+            if cursor is None:
+                return found, versions, first
 
     # -- one key -----------------------------------------------------------------------------------------------------
 

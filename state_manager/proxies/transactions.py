@@ -125,8 +125,12 @@ class TransactionCounter:
         return value
 
 
-def run(caller: Caller, function: Callable[[Transaction], T]) -> T:
-    """Run ``function(tx)`` in transactions until one ends without a conflict; return what it returned then."""
+def run(caller: Caller, function: Callable[[Transaction], T], patience: float) -> T:
+    """Run ``function(tx)`` in transactions until one ends without a conflict; return what it returned then.
+
+    After ``patience`` seconds raise Conflict instead of trying again.
+    """
+    until = time.monotonic() + timeout(patience)
     rest, longest = REST
     tries = 0
     while True:
@@ -135,6 +139,8 @@ def run(caller: Caller, function: Callable[[Transaction], T]) -> T:
                 return function(transaction)
         except Conflict:
             tries += 1
+            if time.monotonic() >= until:
+                raise
         if tries > QUICK_TRIES:
             time.sleep(random.uniform(0, rest))
             rest = min(2 * rest, longest)
