@@ -183,3 +183,9 @@ def test_several_apps_and_one_state(tmp_path: Any) -> None:
         with app.app_context():
             state.channel("news").publish(app.name)
     assert [next(events(response, 1)).split("\n")[1] for response in responses] == ['data: "app0"', 'data: "app1"']
+
+
+@pytest.mark.parametrize("last", [2**63, 10**19 - 1])
+def test_an_id_of_more_than_64_bits_is_no_error(client: FlaskClient, last: int) -> None:
+    with client.get("/stream", headers={"Last-Event-ID": str(last)}) as response:
+        assert response.status_code == 200

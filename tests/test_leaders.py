@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,80 @@ def test_resigning_waits_for_what_runs_periodically(leader: Leader) -> None:
     assert leader.owner is not None, "nobody else begins before it has returned"
     go_on.set()
     wait_for(lambda: leader.owner is None)
+
+
+def test_what_ends_its_thread_does_not_end_the_periodic_work(leader: Leader) -> None:
+    calls: list[int] = []
+
+    @leader.every(0.02)
+    def leave() -> None:
+        calls.append(1)
+        raise SystemExit
+
+    wait_for(lambda: len(calls) >= 3)
+
+
+def test_two_functions_of_one_name(leader: Leader, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[str] = []
+
+    def made(what: str) -> Callable[[], None]:
+        return lambda: calls.append(what)
+
+    leader.every(0.02)(made("replaced"))
+    leader.every(0.02)(made("last"))
+    assert "the last one counts" in caplog.text
+    leader.every(0.02, name="other")(made("other"))
+    leader.every(0.02)(partial(calls.append, "partial"))
+    wait_for(lambda: {"last", "other", "partial"} <= set(calls))
+    del calls[:]
+    wait_for(lambda: len(calls) > 10)
+    assert "replaced" not in calls[3:]
+
+
+def test_a_function_that_runs_on_is_not_started_a_second_time(leader: Leader, caplog: pytest.LogCaptureFixture) -> None:
+    """As when the state directory was removed and made anew: the term is over, and its function does not know."""
+    running: list[int] = []
+    go_on = threading.Event()
+    most: list[int] = []
+
+    def work() -> None:
+        running.append(1)
+        most.append(len(running))
+        assert go_on.wait(SECONDS)
+        running.pop()
+
+    leader.run(work)
+    wait_for(lambda: most)
+    first = leader._candidacy.current()
+    assert first is not None
+    leader._candidacy.lost(first)
+    wait_for(lambda: (term := leader._candidacy.current()) is not None and term is not first)
+    wait_for(lambda: "still runs" in caplog.text)
+    assert most == [1]
+    go_on.set()
+
+
+def test_a_function_may_add_and_resign_from_within(leader: Leader) -> None:
+    """Nothing is called while a lock is held: under gevent that would stop the whole worker."""
+    done: list[str] = []
+
+    def begin() -> None:
+        leader.every(60)(lambda: done.append("periodic"))
+        leader.run(lambda: done.append("added"))
+
+    leader.run(begin)
+    wait_for(lambda: sorted(done) == ["added", "periodic"])
+    leader.run(leader.resign)
+    wait_for(lambda: not leader.is_leader)
+
+
+def test_a_process_stands_once_for_a_directory(directory: Path) -> None:
+    with connect(directory) as one, connect(directory) as other:
+        done: list[str] = []
+        one.leader("s").run(lambda: done.append("one"))
+        other.leader("s").run(lambda: done.append("other"))
+        wait_for(lambda: sorted(done) == ["one", "other"])
+        one.leader("s").resign()
 
 
 def test_another_name_is_another_leader(manager: StateManager) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import msgpack
 import pytest
 
-from state_manager import parking
+from state_manager import parking, service
 from state_manager.checks import LOCKS
 from state_manager.errors import StoreFull
 from state_manager.service import RETRY, Service
 from state_manager.sessions import Lane
-from state_manager.store import NEVER, Store
+from state_manager.store import ABSENT, NEVER, Store
 from tests.test_undo import FakeLog
 
 NOW = 1_000.0
@@ -578,3 +578,60 @@ def test_a_delayed_item_is_had_when_its_time_has_come(room: Room) -> None:
         assert due == pytest.approx(1.7e9 + moment * 0.010_137_317 + 0.005, abs=3e-6, rel=0)
         room.at(due)
         assert room.answers[getter][moment][1] == moment
+
+
+def test_what_one_tick_tells_those_who_wait_is_bounded(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "WOKEN_BYTES", 2_500)
+    readers = [room.lane() for _ in range(10)]
+    for who in readers:
+        room.ask(who, "channel", "read", "c", 0, 20.0)
+    publisher = room.lane()
+    room.handle(publisher, "channel", "publish", "c", "x" * 1_000, 100)
+    room.service.commit()
+    assert len(room.service.woken) == 3
+    assert room.service.next_wake() == 0.0, "the others come next"
+    for _ in range(4):
+        room.commit()
+    assert all(len(room.answers[who]) == 1 for who in readers)
+
+
+def test_a_failing_log_starves_nobody_of_his_timeout(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who are to be tried again come first, again and again, and leave room for the others."""
+    monkeypatch.setattr(service, "WAKE_LIMIT", 2)
+    producer, late = room.lane(), room.lane()
+    for name in ("a", "b", "c"):
+        room.ask(producer, "queue", "put", name, 1, 1.0, 0, None, 0.0)
+        room.ask(room.lane(), "queue", "get", name, None, None, 100.0)
+    room.ask(late, "queue", "get", "other", None, None, 3.0)
+    room.log.fails = True
+    answered = []
+    for moment in range(2, 10):
+        room.service.begin(NOW + moment)
+        room.service.wake()
+        answered += [lane for lane, _ in room.service.woken]
+        room.service.woken.clear()
+    assert answered == [room.lanes[late]]
+    room.log.fails = False
+
+
+def test_on_a_full_disk_what_only_goes_goes(room: Room) -> None:
+    """An item that goes back has to be written, a lock that is freed has not."""
+    holder, producer = room.lane(), room.lane()
+    room.acquire(holder)
+    room.ask(producer, "queue", "put", "q", 1, 0.0, 0, None, 0.0)
+    room.ask(holder, "queue", "get", "q", None, None, 0.0)
+    append = room.log.append
+
+    def only_deletions(now: float, changes: Any, lanes: Any) -> None:
+        if any(entry is not ABSENT for _, _, entry in changes):
+            raise StoreFull("the disk is full")
+        append(now, changes, lanes)
+
+    room.log.append = only_deletions  # type: ignore[method-assign]
+    with pytest.raises(StoreFull):
+        room.service.end(room.lanes[holder].session)
+    assert room.holder() is None
+    room.log.append = append  # type: ignore[method-assign]
+    while not room.service.end(room.lanes[holder].session):
+        pass
+    assert room.ask(producer, "queue", "size", "q")[:2] == [1, 0]

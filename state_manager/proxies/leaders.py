@@ -56,6 +56,7 @@ class Job:
         self.name = name
         self.function = function
         self.periodic = periodic
+        self.replaced = False
         self.term: Term | None = None  # the last one that it was started in
         self.thread: threading.Thread | None = None
 
@@ -88,10 +89,13 @@ class Candidacy:
             self._lock, self._pid = threading.Lock(), 0
             self._forget()
         with self._lock:
-            if job.name in self._jobs:
-                logger.warning("%s is given to leader %r again: the last one counts", job.name, self.name)
+            former = self._jobs.get(job.name)
+            if former is not None:
+                former.replaced = True
             self._jobs[job.name] = job
             term = self._term
+        if former is not None:
+            logger.warning("%s is given to leader %r again: the last one counts", job.name, self.name)
         if term is not None:
             self._start(term, job)
         serving.when_serving(self._stand, web=web)
@@ -270,7 +274,7 @@ class Leader:
 
         def decorate(function: Function) -> Function:
             turns = Turns(self._candidacy, name or _name(function), function, span)
-            self._candidacy.add(Job(turns.name, turns.run, periodic=True), web=self._web)
+            self._candidacy.add(turns.job, web=self._web)
             return function
 
         return decorate
@@ -307,15 +311,15 @@ class Turns:
 
     def __init__(self, candidacy: Candidacy, name: str, function: Callable[[], object], period: float) -> None:
         self._candidacy = candidacy
-        self.name = name
+        self.job = Job(name, self.run, periodic=True)
         self._function = function
         self._period = period
 
     def run(self, term: Term) -> None:
         """Call the function whenever it is due, until the term is over."""
-        leader, name = self._candidacy.name, self.name
+        leader, name = self._candidacy.name, self.job.name
         patience = Patience(f"see whether {name} is due")
-        while not term.over.is_set():
+        while not (term.over.is_set() or self.job.replaced):
             try:
                 args = (leader, term.token, name, self._period)
                 is_due, rest = self._candidacy.caller.call("leader", "turn", args, True)

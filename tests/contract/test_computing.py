@@ -264,3 +264,18 @@ def test_what_is_refused(cache: SharedDict) -> None:
     with pytest.raises(ValueError, match="below zero"):
         cache.get_or_compute("k", lambda: 1, timeout=-1)
     assert "k" not in cache
+
+
+def test_a_value_for_which_there_is_no_room_is_returned_and_the_next_computes(
+    manager: StateManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = manager.dict("cache", max_bytes=2_000)
+    assert cache.get_or_compute("k", lambda: "x" * 10_000) == "x" * 10_000
+    assert "cannot be stored" in caplog.text
+    assert "k" not in cache
+    assert cache.get_or_compute("k", lambda: "small", timeout=1) == "small"
+    assert cache["k"] == "small"
+
+
+def test_a_timeout_may_be_a_timedelta(cache: SharedDict) -> None:
+    assert cache.get_or_compute("k", lambda: 1, timeout=timedelta(seconds=1)) == 1  # type: ignore[arg-type]

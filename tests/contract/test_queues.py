@@ -329,3 +329,39 @@ def test_what_is_refused(manager: StateManager, queue: Queue) -> None:
     with pytest.raises(NotStorable):
         queue.put(object())
     assert len(queue) == 0
+
+
+def test_an_item_that_this_process_cannot_read_is_given_back(manager: StateManager, name: str) -> None:
+    queue = manager.queue(name, max_deliveries=2)
+    stored = b"\x93\xc7\x01\x05\x00\xa3pkg\x90"  # of a class that nobody here has allowed
+    manager._caller.call("queue", "put", (name, stored, 0.0, 0, 2, 0.0), True)
+    for _ in range(2):
+        with pytest.raises((NotStorable, ValueError)), take(queue) as item:
+            assert item.value
+    assert queue.get(timeout=0) is None
+    assert len(manager.queue(f"{name}:dead")) == 1
+    manager.queue(f"{name}:dead").clear()
+
+
+def test_what_the_manager_cannot_be_told_is_told_later(
+    manager: StateManager, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = manager.queue(name)
+    call = manager._caller.call
+    for fails in (False, True):
+        queue.put(fails)
+
+        def down(kind: str, command: str, *args: object) -> object:
+            if command in ("ack", "nack"):
+                monkeypatch.setattr(manager._caller, "call", call)
+                raise OutcomeUnknown("down")
+            return call(kind, command, *args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(manager._caller, "call", down)
+        if fails:
+            with pytest.raises(ZeroDivisionError), take(queue):
+                _ = 1 / 0
+        else:
+            with take(queue):
+                pass
+        wait_for(lambda fails=fails: manager.ping() and queue.state()[:2] == (int(fails), 0))  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -271,6 +272,60 @@ def test_an_item_of_a_queue_is_there_if_all_else_is(manager: StateManager, a: Sh
         manager.transaction().queue(name).put(1, delay=-1)
     with pytest.raises(ValueError, match="max_deliveries"), manager.transaction() as tx:
         tx.queue(name, max_deliveries=0).put(1)
+
+
+def test_a_whole_dict_of_many_pages_is_of_one_moment(
+    manager: StateManager, a: SharedDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a.set_many({f"k{number}": 1 for number in range(1_500)})
+    with manager.transaction() as tx:
+        assert len(tx.dict("a").copy()) == len(tx.dict("a")) == 1_500
+    pages = 0
+    call = manager._caller.call
+
+    def writing(kind: str, command: str, *args: Any) -> Any:
+        nonlocal pages
+        found = call(kind, command, *args)
+        if command == "scan":
+            pages += 1
+            call("dict", "set", ("a", "k0", pages), True)
+        return found
+
+    monkeypatch.setattr(manager._caller, "call", writing)
+    with pytest.raises(Conflict), manager.transaction() as tx:
+        tx.dict("a").copy()
+    assert pages == 9, "it was tried three times"
+
+
+def test_what_expires_in_a_whole_dict_is_a_conflict_too(manager: StateManager, a: SharedDict, b: SharedDict) -> None:
+    a.set("x", 1, ttl=0.05)
+    with pytest.raises(Conflict), manager.transaction() as tx:
+        assert tx.dict("a").copy() == {"x": 1}
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            pass
+        tx.dict("b")["y"] = 1
+    assert "y" not in b
+
+
+def test_an_emptied_dict_has_room(manager: StateManager) -> None:
+    full = manager.dict("full", max_bytes=3_000)
+    full["old"] = "x" * 2_000
+    with manager.transaction() as tx:
+        tx.dict("full").clear()
+        tx.dict("full")["old"] = "y" * 2_000
+    assert full.copy() == {"old": "y" * 2_000}
+
+
+def test_who_never_gets_through_is_told(manager: StateManager, a: SharedDict) -> None:
+    def against_itself(tx: Transaction) -> None:
+        tx.dict("a").increment("n")
+        a.increment("n")
+
+    began = time.monotonic()
+    with pytest.raises(Conflict):
+        manager.run_transaction(against_itself, timeout=0.2)
+    assert time.monotonic() - began < 5
 
 
 def test_many_transfer_and_nothing_is_lost(reach: Callable[[], StateManager]) -> None:
