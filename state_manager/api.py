@@ -269,6 +269,22 @@ def connect(
     ``near_cache``: whether reads may be answered from this process's own copies, which are never out of date: turn it
     off to measure, or to save the memory, up to about 32 MiB in each process.
     """
+    return open_manager(address, timeout=timeout, near_cache=near_cache, start=start or _starting)
+
+
+def start_managers() -> None:
+    """Let ``connect`` start a manager where none runs, in this process and in those that it forks."""
+    global _starting
+    _starting = True
+
+
+_starting = False
+
+
+def open_manager(
+    address: str | os.PathLike[str] | None, *, timeout: float, near_cache: bool, start: bool
+) -> StateManager:
+    """Do what ``connect`` does for one who says everything."""
     if type(timeout) not in (int, float) or not 0 < timeout < 1e6:
         raise ValueError(f"a timeout is a number of seconds above zero, not {shown(timeout)}")
     where = resolve_address(address)

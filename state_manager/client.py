@@ -396,10 +396,7 @@ class Client:
 
     def _hopeless(self) -> bool:
         """Whether nobody ever was here: then there is no restart to wait for, and the caller learns it at once."""
-        return not self._was_up and not self._starts() and not os.path.lexists(self.path / SOCKET)
-
-    def _starts(self) -> bool:
-        return self._start or _starting
+        return not self._was_up and not self._start and not os.path.lexists(self.path / SOCKET)
 
     def _give_up(self) -> None:
         """Note that a deadline has passed, and close what might make the next call wait for another one."""
@@ -424,7 +421,7 @@ class Client:
         try:
             return self._open(timeout)
         except Unavailable:
-            if not self._starts():
+            if not self._start:
                 raise
         sidecar.ensure(self.path, timeout=timeout)
         return self._open(timeout)
@@ -488,12 +485,6 @@ def program() -> str:
     return (path.parent.name if path.name == "__main__.py" else path.name)[:NAME_LIMIT] or "python"
 
 
-def start_managers() -> None:
-    """From now on start a manager where none runs, in this process and in those that it forks."""
-    global _starting
-    _starting = True
-
-
 def call_process(name: str) -> None:
     """From now on tell managers that this process is called so."""
     global _process_name
@@ -506,7 +497,6 @@ def _too_large(request: bytes) -> TooLarge:
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _stopping = False
-_starting = False
 _process_name = ""
 
 

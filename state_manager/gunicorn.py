@@ -22,7 +22,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 
 from . import sidecar, stopping, users
-from .client import start_managers
+from .api import start_managers
 from .errors import StateError
 from .settings import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, START_VARIABLE, DirectoryAddress, resolve_address, variable
 
@@ -57,8 +57,8 @@ def _bring_manager(cfg: Any) -> None:
     exported = [f"{ADDRESS_VARIABLE if given else DIRECTORY_VARIABLE}={directory}"]
     if not (own.get(START_VARIABLE) or variable(START_VARIABLE)):
         exported.append(f"{START_VARIABLE}=1")
+        start_managers()  # a plain `connect()` knows no settings
     cfg.set("raw_env", [*cfg.settings["raw_env"].get(), *exported])
-    start_managers()  # with a plain `connect()` too, which knows no settings
     users.make_directory_for(cfg.uid, cfg.gid, directory)
     pid = users.run_as(cfg.uid, cfg.gid, lambda: sidecar.ensure(directory))
     _announcement[:] = [f"State manager: pid {pid}, directory {directory}; it goes on when gunicorn ends"]

@@ -18,7 +18,7 @@ DEFAULTS = FlaskSettings(
     secret="session",
     retry_after=1,
     sessions=False,
-    session_user_key="_user_id",
+    session_user_key=None,
     session_max_bytes=65_536,
 )
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from flask import Flask
 
-from ..api import StateManager, connect
+from ..api import StateManager, open_manager
 from ..settings import ADDRESS_VARIABLE, DEFAULT_TIMEOUT, START_VARIABLE, variable
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class FlaskSettings:
 
     def connect(self) -> StateManager:
         """Return the manager that they say; nothing is connected yet. Raises ValueError for a bad address."""
-        return connect(self.address, timeout=self.timeout, near_cache=self.near_cache, start=self.start)
+        return open_manager(self.address, timeout=self.timeout, near_cache=self.near_cache, start=self.start)
 
 
 def starts_manager() -> bool:

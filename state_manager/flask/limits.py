@@ -23,7 +23,7 @@ from flask import current_app, has_app_context
 from limits.errors import ConfigurationError
 from limits.storage import MovingWindowSupport, SlidingWindowCounterSupport, Storage
 
-from ..api import StateManager, connect
+from ..api import StateManager, open_manager
 from ..checks import Key
 from ..errors import StateError
 from ..settings import DEFAULT_TIMEOUT, KEY_LIMIT, DirectoryAddress
@@ -75,7 +75,7 @@ class StateStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         found = self._managers.get(directory)
         if found is None:
             timeout = DEFAULT_TIMEOUT if self._timeout is None else self._timeout
-            made = connect(directory, timeout=timeout, near_cache=False, start=starts_manager())
+            made = open_manager(directory, timeout=timeout, near_cache=False, start=starts_manager())
             found = self._managers.setdefault(directory, made)
             # An app and its Limiter are a cycle: a collector may find the sockets in it before who would close them.
             weakref.finalize(self, found.close)

@@ -183,3 +183,26 @@ def test_it_has_no_settings_that_a_file_could_replace() -> None:
 
     assert not set(vars(module)) & {setting.name for setting in KNOWN_SETTINGS}
     assert module.__all__ == []
+
+
+PLAIN_APP = """
+from flask import Flask
+import state_manager
+
+app = Flask(__name__)
+visits = state_manager.connect().counter("visits")
+
+@app.get("/")
+def index():
+    return str(visits.increment())
+"""
+
+
+def test_a_plain_connect_in_a_worker_gets_its_manager_back_too(start: Start, home: Path) -> None:
+    (home / "plain.py").write_text(PLAIN_APP)
+    server = start("-c", "python:state_manager.gunicorn", "-w", "1", "plain:app", command=GUNICORN)
+    assert server.browser().get("/").text == "1"
+    before = server.manager()
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: server.manager() != before, "the end of the manager")
+    assert server.browser().get("/").text == "2"

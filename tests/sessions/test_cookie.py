@@ -278,6 +278,17 @@ def test_the_id_that_is_shown_stays(shop: Shop) -> None:
     assert shop.ask(client, lambda session: session.sid).text == sid
 
 
+@pytest.mark.parametrize("key", ["user_id", "user", "username"])
+def test_so_has_one_under_any_key_that_is_common(shop: Shop, key: str) -> None:
+    """Nobody needs to say which, or a cookie that was planted before would be good after the login."""
+    client = shop.client()
+    shop.ask(client, setting(cart=1))
+    planted = cookie_of(client)
+    shop.ask(client, setting(**{key: "7"}))
+    assert shop.data(shop.client(planted)) == {}
+    assert shop.data(client)["cart"] == 1
+
+
 @pytest.mark.parametrize("change", [setting(_user_id="8"), lambda session: session.pop("_user_id")])
 def test_another_user_has_a_new_token_by_himself(shop: Shop, change: View) -> None:
     client = shop.client()

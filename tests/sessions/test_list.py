@@ -166,3 +166,12 @@ def test_the_command_line_can_do_it_too(address: str) -> None:
     assert list(records) == [sid]
     assert records.delete(sid)
     assert client.get("/").text == "{}"
+
+
+def test_nobody_says_whose_his_session_is(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> None:
+    app, state = make_app(f"memory://{request.node.nodeid}", user_key="owner")
+    app.add_url_rule("/other", view_func=lambda: session.setdefault("somebody", "alice"))
+    app.test_client().get("/other")
+    with app.app_context():
+        assert state.sessions.revoke_user("alice") == 0
+    assert "none of 1 sessions says whose it is, under 'owner'" in caplog.text
