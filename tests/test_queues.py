@@ -96,6 +96,15 @@ def test_who_puts_an_item_bounds_its_deliveries_and_who_takes_it_may_do_so_other
     assert room.values() == ["b"]
 
 
+def test_those_that_become_undeliverable_at_one_moment_do_not_displace_one_another(room: QueueRoom) -> None:
+    who = room.lane()
+    for value in range(3):
+        room.put(who, value, most=1)
+    for _ in range(3):
+        room.ask(who, "queue", "nack", "q", room.get(who)[0], 0.0)
+    assert sorted(room.values(QUEUE + "q:dead")) == [0, 1, 2]
+
+
 def test_the_undeliverable_are_tried_again_in_their_order(room: QueueRoom) -> None:
     who, dead = room.lane(), room.lane()
     for value in range(5):

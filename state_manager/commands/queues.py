@@ -118,6 +118,7 @@ def nack(view: View, now: float, name: str, receipt: bytes, delay: float) -> Don
 
 def returned(space: str, receipt: Key, found: Entry) -> Sequence[Change]:
     """Return the changes that give back an item whose taker or lease has ended."""
+    assert isinstance(receipt, bytes)
     return _back(space.removeprefix(TAKEN), receipt, found, found.value[PLACE])
 
 
@@ -198,9 +199,13 @@ def _give_back(view: View, now: float, name: str) -> float:
     return now
 
 
-def _back(name: str, receipt: Key, found: Entry, place: bytes) -> Sequence[Change]:
-    value, deliveries, most, *_ = found.value
-    to = QUEUE + name + (DEAD if most is not None and deliveries >= most else "")
+def _back(name: str, receipt: bytes, found: Entry, place: bytes) -> Sequence[Change]:
+    """Return the changes that give an item back at a place, or to the undeliverable."""
+    value, deliveries, most, former, *_ = found.value
+    to = QUEUE + name
+    if most is not None and deliveries >= most:
+        # There the receipt's number makes a place that nobody has: what has come and gone since may have this one's.
+        to, place = to + DEAD, former[:8] + receipt[8:]
     return (TAKEN + name, receipt, ABSENT), (to, place, [value, deliveries, most])
 
 
