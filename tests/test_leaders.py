@@ -83,7 +83,7 @@ def test_it_runs_in_a_thread_of_its_own_and_leads_on(leader: Leader, manager: St
 def test_who_resigns_leaves_it_to_others_and_may_stand_again(leader: Leader, manager: StateManager) -> None:
     calls: list[int] = []
     leader.run(lambda: calls.append(1))
-    wait_for(lambda: leader.is_leader)
+    wait_for(lambda: calls == [1])
     first = leader.token
     leader.resign()
     assert not leader.is_leader
