@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from . import sidecar, supervisor
 from .api import StateManager, connect
-from .checks import Key
+from .checks import COUNTERS, Key
 from .cli_output import (
     complain,
     json_text,
@@ -169,6 +169,7 @@ def spaces(args: argparse.Namespace) -> int:
 
 def keys(args: argparse.Namespace) -> int:
     with open_manager(args) as manager:
+        say_if_nothing(manager, args.dict)
         for key in open_space(manager, args.dict):
             print(json_text(key_json(key)) if args.json else key_text(key))
     return OK
@@ -265,6 +266,18 @@ def open_space(manager: StateManager, name: str, *, write: bool = False) -> Shar
     if write:
         raise ValueError(f"{name} is the manager's own: it can be read from here, not changed")
     return manager.system(name)
+
+
+def say_if_nothing(manager: StateManager, name: str) -> None:
+    """Say on stderr that nothing is stored under a name, and what else has it: it may be a slip."""
+    found = {space.name: space.kind for space in manager.spaces()}
+    if name in found:
+        return
+    others = [kind for space, kind in found.items() if space[:1] == ":" and space.endswith(f":{name}")]
+    if not name.startswith(":") and manager.system(COUNTERS).get(name) is not None:
+        others.append("counter")
+    hint = f", but there is a {others[0]} of this name" if others else "; `state-manager spaces` lists what there is"
+    complain(f"nothing is stored in {key_text(name)}{hint}")
 
 
 def key_argument(args: argparse.Namespace) -> Key:

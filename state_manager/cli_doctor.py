@@ -21,6 +21,8 @@ INDENT = " " * 9
 
 
 def doctor(args: argparse.Namespace) -> int:
+    if args.app == "":
+        raise ValueError("--app names no app: write MODULE:NAME")
     address = resolve_address(args.dir)
     findings = list(installation.look(address))
     if args.app:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .api import StateManager
 from .checks import CHANNEL, CHANNELS, DEAD, LOCKS, QUEUE, Key
-from .cli_commands import OK, key_argument, open_manager, open_space, show
+from .cli_commands import OK, key_argument, open_manager, open_space, say_if_nothing, show
 from .cli_output import complain, json_text, key_json, key_text, table, to_json, value_text
 from .proxies.channels import Channel
 from .proxies.dicts import SharedDict
@@ -103,6 +103,7 @@ def watch(args: argparse.Namespace) -> int:
         elif key is None and args.dict.startswith(CHANNEL):
             watch_channel(args, manager.channel(args.dict.removeprefix(CHANNEL)))
         else:
+            say_if_nothing(manager, args.dict)
             space = open_space(manager, args.dict)
             watch_changes(args, lambda: _entries_seen(space, key))
     return OK

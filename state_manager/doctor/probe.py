@@ -99,6 +99,8 @@ def failure(error: BaseException, project: Project) -> dict[str, Any]:
     """Say why the app could not be imported, and where in it."""
     places = [Place(frame.filename, frame.lineno or 0) for frame in reversed(traceback.extract_tb(error.__traceback__))]
     place = project.caller(places)
+    if isinstance(error, SyntaxError) and error.filename:
+        place = Place(error.filename, error.lineno or 0)
     text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     if isinstance(error, AppImportError | NotFlask):
         text = str(error)  # these were raised for whoever typed the name

@@ -173,3 +173,17 @@ def test_watching_prints_text(spawn: Spawn, directory: Path, manager: state_mana
     child.send_signal(signal.SIGINT)
     assert child.wait(DEADLINE) == 130
     manager.channel("news").drop()
+
+
+def test_a_slip_is_told(run: Run, manager: state_manager.StateManager) -> None:
+    nothing = "state-manager: nothing is stored in {}; `state-manager spaces` lists what there is\n"
+    for name in (":lokcs", "stoc"):
+        assert run("keys", name) == (0, "", nothing.format(name))
+    queue = manager.queue("jobs")
+    queue.put(1)
+    assert run("keys", "jobs").err.endswith("nothing is stored in jobs, but there is a queue of this name\n")
+    queue.clear()
+    manager.counter("visits").increment()
+    assert "but there is a counter" in run("keys", "visits").err
+    manager.dict("stock")["a"] = 1
+    assert run("keys", "stock") == (0, "a\n", "")
