@@ -107,3 +107,36 @@ def test_a_flask_command_elects_nobody(home: Path) -> None:
     assert leaders(home) == []
     with state_manager.connect(home / ".state") as manager:
         assert manager.leader("scheduler").owner is None
+
+
+BUSY_APP = """
+from flask import Flask
+from state_manager.flask import SharedState
+
+app = Flask(__name__)
+state = SharedState(app)
+leader = state.leader("scheduler")
+
+def begin():
+    @leader.every(0.05)
+    def tick():
+        state.counter("ticks").increment()
+
+leader.run(begin)
+
+@app.get("/")
+def index():
+    return "ok"
+"""
+
+
+def test_a_leader_that_was_made_before_gevent_came_does_not_stop_its_worker(start: Start, home: Path) -> None:
+    """With preload its lock is a real one, which a greenlet that waits for it would keep for ever."""
+    (home / "busy.py").write_text(BUSY_APP)
+    server = start(
+        "-c", "python:state_manager.gunicorn", "--preload", "-k", "gevent", "-w", "1", "busy:app", command=GUNICORN
+    )
+    assert server.browser().get("/").text == "ok"
+    with state_manager.connect(server.directory) as manager:
+        wait_for(lambda: manager.counter("ticks").value >= 3, "what was added from within")
+    assert server.browser().get("/").text == "ok"
