@@ -92,7 +92,7 @@ NAMES = {
         "token": "property",
         "owner": "property",
         "run": "(function)",
-        "every": "(period, name=None)",
+        "every": "(seconds, name=None)",
         "resign": "()",
     },
     "Queue": {

@@ -24,7 +24,8 @@ from weakref import WeakValueDictionary
 
 from .. import serving
 from ..caller import Caller
-from ..checks import LEADERS, check_name, seconds
+from ..checks import LEADERS, check_name
+from ..checks import seconds as check_seconds
 from ..client import is_stopping
 from ..errors import NotOwner, Unavailable
 from ..patience import Patience
@@ -261,19 +262,19 @@ class Leader:
         job = Job(f"run {_name(function)} {id(function):x}", partial(_call, self._name, function), periodic=False)
         self._candidacy.add(job, web=self._web)
 
-    def every(self, period: float | timedelta, name: str | None = None) -> Callable[[Function], Function]:
-        """Decorate a function that the leader is to call every ``period`` seconds, the first time at once.
+    def every(self, seconds: float | timedelta, name: str | None = None) -> Callable[[Function], Function]:
+        """Decorate a function that the leader is to call every so many seconds, the first time at once.
 
         It never overlaps itself, and the next due time is kept by the manager: another leader waits for it. One that
         takes longer than the period leaves out the turns that it has missed; what it raises is logged. ``name``: what
         the due time is kept under, if two functions have one name; else the function's module and name.
         """
-        if callable(period):
+        if callable(seconds):
             raise TypeError("write @leader.every(60), with the seconds between two calls, above the function")
-        span = seconds(period, "a period")
+        period = check_seconds(seconds, "a period")
 
         def decorate(function: Function) -> Function:
-            turns = Turns(self._candidacy, name or _name(function), function, span)
+            turns = Turns(self._candidacy, name or _name(function), function, period)
             self._candidacy.add(turns.job, web=self._web)
             return function
 
