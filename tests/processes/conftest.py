@@ -24,10 +24,15 @@ READY = "^inspect |Listening at"
 def home(tmp_path: Path) -> Iterator[Path]:
     """The working directory and the HOME of everything that the test starts; at the end nothing of it is left alive."""
     yield tmp_path
-    for process in processes_of(tmp_path):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    wait_for(lambda: not processes_of(tmp_path), "the end of what was killed")
+
+    def all_killed() -> bool:
+        """One may have started another just before it was killed, as a worker does whose manager has gone."""
+        for process in (alive := processes_of(tmp_path)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return not alive
+
+    wait_for(all_killed, "the end of what was killed")
 
 
 @pytest.fixture
