@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import state_manager
+from state_manager import sidecar
 from tests.processes.harness import GUNICORN, RUN, Command, Start, run, wait_for
 
 LEADER_APP = """
@@ -37,6 +39,15 @@ note("imported")
 def index():
     return "leader" if leader.is_leader else "worker"
 """
+
+
+@pytest.fixture
+def manager_process(home: Path) -> Iterator[None]:
+    """A manager that gunicorn does not bring along."""
+    process = sidecar.start(home / ".state")
+    yield
+    process.terminate()
+    process.wait(10)
 
 
 def leaders(home: Path) -> list[int]:
@@ -89,17 +100,17 @@ def test_one_worker_leads_and_the_next_one_when_it_is_killed(
     assert len(leaders(home)) == 2
 
 
+@pytest.mark.usefixtures("manager_process")
 def test_without_our_configuration_a_worker_stands_as_well(start: Start, home: Path) -> None:
     (home / "leading.py").write_text(LEADER_APP)
-    state_manager.sidecar.ensure(home / ".state")
     server = start("-w", "2", "leading:app", command=GUNICORN, STATE_MANAGER_DIR=str(home / ".state"))
     wait_for(lambda: leaders(home), "a leader")
     assert leaders(home)[0] in server.workers()
 
 
+@pytest.mark.usefixtures("manager_process")
 def test_a_flask_command_elects_nobody(home: Path) -> None:
     (home / "leading.py").write_text(LEADER_APP)
-    state_manager.sidecar.ensure(home / ".state")
     for command in (("routes",), ("shell",)):
         done = run(home, (*GUNICORN[:1], "-m", "flask", "--app", "leading", *command))
         assert done.returncode == 0, done.stderr
