@@ -14,7 +14,7 @@ It says which session it is for, and when it was signed:
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Any, Final
 
 from flask import Flask, Request, Response
 from flask.sessions import SecureCookieSessionInterface, SessionInterface, SessionMixin
@@ -119,34 +119,22 @@ class ServerSessionInterface(SessionInterface):
 
     def _set_cookie(self, app: Flask, session: ServerSession, response: Response, answer: Answer) -> None:
         name = self.get_cookie_name(app)
-        domain, path = self.get_cookie_domain(app), self.get_cookie_path(app)
-        secure, httponly = self.get_cookie_secure(app), self.get_cookie_httponly(app)
-        samesite, partitioned = self.get_cookie_samesite(app), self.get_cookie_partitioned(app)
+        flags: dict[str, Any] = {
+            "domain": self.get_cookie_domain(app),
+            "path": self.get_cookie_path(app),
+            "secure": self.get_cookie_secure(app),
+            "httponly": self.get_cookie_httponly(app),
+            "samesite": self.get_cookie_samesite(app),
+            "partitioned": self.get_cookie_partitioned(app),
+        }
         response.vary.add("Cookie")
         if answer is Answer.DELETE:
-            response.delete_cookie(
-                name,
-                domain=domain,
-                path=path,
-                secure=secure,
-                httponly=httponly,
-                samesite=samesite,
-                partitioned=partitioned,
-            )
+            response.delete_cookie(name, **flags)
             return
         serializer = self._signer.get_signing_serializer(app)
         assert serializer is not None  # there was one when the session was opened
-        response.set_cookie(
-            name,
-            str(serializer.dumps(list(session.ticket))),
-            expires=self.get_expiration_time(app, session),
-            domain=domain,
-            path=path,
-            secure=secure,
-            httponly=httponly,
-            samesite=samesite,
-            partitioned=partitioned,
-        )
+        signed = str(serializer.dumps(list(session.ticket)))
+        response.set_cookie(name, signed, expires=self.get_expiration_time(app, session), **flags)
 
 
 class _Signer(SharedKeyInterface):
